@@ -1,0 +1,238 @@
+"""The ELBO of each data point of a batch, taken apart into the terms of the gap identity.
+
+    ELBO = encoder entropy - prior entropy - decoder entropy + log base measure + prior gap + decoder gap
+
+Every term is named once, here; sums, errors and read-outs further up go by these names.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.distributions import Distribution, Independent
+
+from vaentropy._typing import Tensor
+from vaentropy.distributions import (
+    FactorTerms,
+    as_batch,
+    as_prior,
+    diagonal_parameters,
+    factor_terms,
+    full_parameters,
+    normal_cross_log_prob,
+    normal_entropy,
+)
+from vaentropy.errors import ModelError, UsageError
+from vaentropy.expectation import Expectation
+from vaentropy.model import LatentVariableModel
+
+__all__ = ["FEATURE_TERMS", "Decomposition", "PointTerm", "decompose"]
+
+# Terms with one entry per feature; all others are one number or one per latent.
+FEATURE_TERMS = ("decoder_residuals", "squared_error", "log_variance")
+
+
+@dataclass(frozen=True)
+class PointTerm:
+    """One term per data point.
+
+    Attributes:
+        value: (B, *shape), averaged over nodes, float64, nats where the term is one of the ELBO's.
+        noise: (B, *shape), variance of its Monte Carlo noise; None where the nodes give no error.
+    """
+
+    value: Tensor
+    noise: Tensor | None
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """Named terms of one batch, and which entropies were estimated by Monte Carlo."""
+
+    terms: Mapping[str, PointTerm]
+    sampled: frozenset[str]
+    latent_shape: tuple[int, ...]
+
+
+class _NodeAverage:
+    """Weighted average over nodes; the variance of that average from independent groups of nodes (Welford)."""
+
+    def __init__(self, group: int | None):
+        self.group = group
+        self.mean: Tensor | float = 0.0
+        self.pending: Tensor | float = 0.0
+        self.seen = 0
+        self.groups = 0
+        self.group_mean: Tensor | float = 0.0
+        self.spread: Tensor | float = 0.0
+
+    def add(self, value: Tensor, weight: float) -> None:
+        self.mean = self.mean + weight * value
+        if self.group is None:
+            return
+        self.pending, self.seen = self.pending + value / self.group, self.seen + 1
+        if self.seen == self.group:
+            self.groups += 1
+            delta = self.pending - self.group_mean
+            self.group_mean = self.group_mean + delta / self.groups
+            self.spread = self.spread + delta * (self.pending - self.group_mean)
+            self.pending, self.seen = 0.0, 0
+
+    def result(self) -> PointTerm:
+        assert isinstance(self.mean, Tensor)
+        known = self.group is not None and self.groups > 1
+        noise = torch.as_tensor(self.spread / (self.groups * (self.groups - 1))) if known else None
+        return PointTerm(self.mean, noise)
+
+
+def _per_point(x: Tensor, shape: torch.Size) -> Tensor:
+    """Sum over everything but the data point, after broadcasting to `shape`."""
+    return x.expand(shape).flatten(1).sum(1) if len(shape) > 1 else x.expand(shape)
+
+
+def _latents_in_closed_form(q: Distribution, p: Distribution) -> dict[str, Tensor] | None:
+    """Latent terms of a normal posterior under a prior with independent normal elements; else None."""
+    prior = diagonal_parameters(p)
+    diagonal, full = diagonal_parameters(q), full_parameters(q)
+    if prior is None or (diagonal is None and full is None):
+        return None
+    if diagonal is not None:
+        mean, log_variance = diagonal
+        entropies = normal_entropy(log_variance)
+        encoder_entropy = _per_point(entropies, entropies.shape)
+    else:
+        assert full is not None
+        mean, cholesky = full
+        log_variance = cholesky.square().sum(-1).log()
+        entropies = None
+        # ½ log det(2πe Σ): the Cholesky factor's diagonal holds √ of the conditional variances.
+        encoder_entropy = normal_entropy(2 * cholesky.diagonal(dim1=-2, dim2=-1).log()).sum(-1)
+    prior_mean, prior_log_variance = (parameter.to(mean.device) for parameter in prior)
+    second_moment = (mean - prior_mean).square() + log_variance.exp()
+    residuals = 0.5 * (1 - second_moment * torch.exp(-prior_log_variance))
+    cross = normal_cross_log_prob(mean, log_variance, prior_mean, prior_log_variance)
+    terms = {
+        "encoder_entropy": encoder_entropy,
+        "prior_entropy": _per_point(normal_entropy(prior_log_variance), mean.shape),
+        "kl": -encoder_entropy - _per_point(cross, mean.shape),
+        "prior_gap": _per_point(residuals, mean.shape),
+        "prior_residuals": residuals,
+        "prior_second_moment": second_moment,
+        "latent_mean": mean,
+    }
+    if entropies is not None:
+        terms["encoder_entropy_per_latent"] = entropies
+        terms["kl_per_latent"] = -entropies - cross
+    return terms
+
+
+def _latents_at(q: Distribution, p: Distribution, z: Tensor, sampled: set[str]) -> dict[str, Tensor]:
+    """Latent terms at one draw z, for distributions without closed forms."""
+    posterior, prior = factor_terms(q, z), factor_terms(p, z)
+    if posterior.sampled:
+        sampled.add("encoder")
+    if prior.sampled:
+        sampled.add("prior")
+    encoder_entropy = _per_point(posterior.entropy, posterior.log_prob.shape)
+    log_prob = _per_point(prior.log_prob, prior.log_prob.shape)
+    terms = {
+        "encoder_entropy": encoder_entropy,
+        "prior_entropy": _per_point(prior.entropy, prior.log_prob.shape),
+        "kl": -encoder_entropy - log_prob,
+        "prior_gap": _per_point(prior.residual, prior.log_prob.shape),
+    }
+    if prior.log_base is not None:
+        terms["log_base"] = _per_point(prior.log_base, prior.log_prob.shape)
+    if prior.log_prob.shape == z.shape:
+        terms["prior_residuals"] = prior.residual
+        if posterior.log_prob.shape == z.shape:
+            terms["encoder_entropy_per_latent"] = posterior.entropy.expand(z.shape)
+            terms["kl_per_latent"] = -terms["encoder_entropy_per_latent"] - prior.log_prob
+    return terms
+
+
+def _likelihood_at(terms: FactorTerms) -> dict[str, Tensor]:
+    """Decoder terms at one draw z."""
+    shape = terms.log_prob.shape
+    named = {
+        "reconstruction": _per_point(terms.log_prob, shape),
+        "decoder_entropy": _per_point(terms.entropy, shape),
+        "decoder_gap": _per_point(terms.residual, shape),
+    }
+    if terms.log_base is not None:
+        named["log_base"] = _per_point(terms.log_base, shape)
+    if len(shape) > 1:
+        named["decoder_residuals"] = terms.residual
+    if terms.squared_error is not None and terms.log_variance is not None:
+        named["mean_squared_error"] = terms.squared_error.flatten(1).mean(1) if len(shape) > 1 else terms.squared_error
+        named["squared_error"] = terms.squared_error
+        named["log_variance"] = terms.log_variance.expand(shape)
+    return named
+
+
+def _totals(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The ELBO from log-probabilities, the entropy sum from entropies, the gap from residuals: separate routes."""
+    log_base = terms.get("log_base", torch.zeros((), dtype=torch.float64, device=terms["kl"].device))
+    return {
+        "elbo": terms["reconstruction"] - terms["kl"],
+        "entropy_sum": terms["encoder_entropy"] - terms["prior_entropy"] - terms["decoder_entropy"] + log_base,
+        "gap": terms["prior_gap"] + terms["decoder_gap"],
+    }
+
+
+def _draw(q: Distribution, noise: Tensor) -> Tensor:
+    """z for standard normal noise (B or 1, *latent); for a posterior that is not normal, its own draw."""
+    while isinstance(q, Independent):
+        q = q.base_dist
+    if full_parameters(q) is not None:
+        mean, cholesky = q.loc, q.scale_tril  # type: ignore[attr-defined]
+        return mean + (cholesky @ noise.unsqueeze(-1)).squeeze(-1)
+    if diagonal_parameters(q) is not None:
+        return q.mean + q.stddev * noise
+    return q.sample()
+
+
+def decompose(
+    model: LatentVariableModel, x: Tensor, expectation: Expectation, generator: torch.Generator
+) -> Decomposition:
+    """Every term of the ELBO for a batch.
+
+    Args:
+        model: any three-method model.
+        x: (B, *data_shape).
+        expectation: how to average over the posterior.
+        generator: of the noise, on the device of `x`.
+
+    Raises:
+        ModelError: a method returned something of another shape.
+        UsageError: the expectation needs a normal posterior and this one is not.
+    """
+    batch_size = len(x)
+    q = as_batch(model.posterior(x), batch_size, "posterior(x)")
+    latent_shape = q.event_shape
+    p = as_prior(model.prior(), batch_size, latent_shape)
+    gaussian = diagonal_parameters(q) is not None or full_parameters(q) is not None
+    if not gaussian and expectation.gaussian_only:
+        raise UsageError(f"{type(expectation).__name__} needs a normal posterior, got {q}; use MonteCarlo")
+    dtype = q.mean.dtype if gaussian else x.dtype
+    nodes = expectation.nodes(batch_size, tuple(latent_shape), generator=generator, dtype=dtype)
+    closed = _latents_in_closed_form(q, p)
+    sampled: set[str] = set()
+    averages: dict[str, _NodeAverage] = {}
+    for noise, weight in zip(nodes.noise, nodes.weights.tolist(), strict=True):
+        z = _draw(q, noise)
+        px = as_batch(model.likelihood(z), batch_size, "likelihood(z)")
+        if px.batch_shape + px.event_shape != x.shape:
+            given = tuple(px.batch_shape[1:] + px.event_shape)
+            raise ModelError(f"likelihood(z) describes data of shape {given}, expected {tuple(x.shape[1:])} as x has")
+        likelihood = factor_terms(px, x)
+        if likelihood.sampled:
+            sampled.add("decoder")
+        latents = _latents_at(q, p, z, sampled) if closed is None else closed
+        at_node = {**latents, **_likelihood_at(likelihood)}
+        if "log_base" in latents and likelihood.log_base is not None:
+            at_node["log_base"] = latents["log_base"] + at_node["log_base"]
+        at_node |= _totals(at_node)
+        for name, value in at_node.items():
+            averages.setdefault(name, _NodeAverage(nodes.group)).add(value, weight)
+    return Decomposition({name: a.result() for name, a in averages.items()}, frozenset(sampled), tuple(latent_shape))

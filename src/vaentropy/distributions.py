@@ -1,0 +1,362 @@
+"""The normal distribution by its log-variance, and what the gap identity needs of any distribution.
+
+All formulas are in nats. Equation numbers in the tests refer to docs/mathematics.md.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+
+import torch
+from torch import Size
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Distribution,
+    Independent,
+    Laplace,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    OneHotCategorical,
+    Poisson,
+    constraints,
+    register_kl,
+)
+
+from vaentropy._typing import Tensor
+from vaentropy.errors import ModelError
+
+__all__ = [
+    "DiagonalNormal",
+    "FactorTerms",
+    "as_batch",
+    "as_prior",
+    "diagonal_parameters",
+    "factor_terms",
+    "full_parameters",
+    "normal_cross_log_prob",
+    "normal_entropy",
+    "normal_kl",
+    "normal_log_prob",
+    "to_float64",
+]
+
+LOG_2PI = math.log(2 * math.pi)
+# Draws per distribution when an entropy has no closed form. Few are enough: the estimate is unbiased and is averaged
+# over data points and over draws of z as well.
+ENTROPY_SAMPLES = 8
+
+
+def to_float64(x: Tensor) -> Tensor:
+    """`x` in float64; on the CPU where its own device has no float64 (Apple's mps)."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()
+
+
+def normal_log_prob(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """log N(x; mean, exp(log_variance)), element by element, nats; the arguments broadcast."""
+    return -0.5 * (LOG_2PI + log_variance + (x - mean).square() * torch.exp(-log_variance))
+
+
+def normal_entropy(log_variance: Tensor) -> Tensor:
+    """½ log(2πe σ²), element by element, nats."""
+    return 0.5 * (LOG_2PI + 1 + log_variance)
+
+
+def normal_cross_log_prob(mean: Tensor, log_variance: Tensor, prior_mean: Tensor, prior_log_variance: Tensor) -> Tensor:
+    """E[log N(z; m0, α²)] for z ~ N(mean, τ²), element by element, nats; the arguments broadcast."""
+    second_moment = (mean - prior_mean).square() + log_variance.exp()
+    return -0.5 * (LOG_2PI + prior_log_variance + second_moment * torch.exp(-prior_log_variance))
+
+
+def normal_kl(mean: Tensor, log_variance: Tensor, prior_mean: Tensor, prior_log_variance: Tensor) -> Tensor:
+    """KL(N(mean, τ²) ‖ N(m0, α²)), element by element, nats; the arguments broadcast."""
+    return -normal_entropy(log_variance) - normal_cross_log_prob(mean, log_variance, prior_mean, prior_log_variance)
+
+
+class DiagonalNormal(Distribution):
+    """N(mean, diag(exp(log_variance))) that carries its log-variance, so that nothing goes through exp and log.
+
+    Args:
+        mean: (*batch, *event).
+        log_variance: log of the variance (not of the standard deviation); broadcasts to `mean`.
+        event_dim: how many of the last axes are the event; by default all but the first.
+    """
+
+    has_rsample = True
+
+    def __init__(
+        self, mean: Tensor, log_variance: Tensor, *, event_dim: int | None = None, validate_args: bool | None = None
+    ):
+        event_dim = mean.ndim - 1 if event_dim is None else event_dim
+        split = mean.ndim - event_dim
+        self.loc = mean
+        self.log_variance = log_variance.expand(mean.shape)
+        super().__init__(mean.shape[:split], mean.shape[split:], validate_args=validate_args)
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """Mean and log-variance are any real numbers."""
+        return {"loc": constraints.real, "log_variance": constraints.real}
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """All real arrays of the event's shape."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        """(*batch, *event)."""
+        return self.loc
+
+    @property
+    def mode(self) -> Tensor:
+        """The mean."""
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """exp(log_variance), shape of `mean`."""
+        return self.log_variance.exp()
+
+    @property
+    def stddev(self) -> Tensor:
+        """exp(½ log_variance), shape of `mean`."""
+        return torch.exp(0.5 * self.log_variance)
+
+    def transform(self, noise: Tensor) -> Tensor:
+        """mean + stddev · noise: standard normal noise becomes a draw; `noise` broadcasts to `mean`."""
+        return self.loc + self.stddev * noise
+
+    def rsample(self, sample_shape: Size | Sequence[int] = ()) -> Tensor:
+        """Reparametrised draws (*sample_shape, *batch, *event) from the global generator."""
+        shape = self._extended_shape(Size(sample_shape))
+        return self.transform(torch.randn(shape, dtype=self.mean.dtype, device=self.mean.device))
+
+    def _sum_event(self, x: Tensor) -> Tensor:
+        return x.flatten(x.ndim - len(self.event_shape)).sum(-1) if self.event_shape else x
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log-density of `value` (..., *event), summed over the event, nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return self._sum_event(normal_log_prob(value, self.mean, self.log_variance))
+
+    def entropy(self) -> Tensor:
+        """½ Σ log(2πe σ²), shape (*batch), nats."""
+        return self._sum_event(normal_entropy(self.log_variance))
+
+    def expand(self, batch_shape: Size | Sequence[int], _instance: Distribution | None = None) -> "DiagonalNormal":
+        """The same distribution with its batch axes expanded to `batch_shape`."""
+        shape = Size(batch_shape) + self.event_shape
+        return DiagonalNormal(
+            self.mean.expand(shape),
+            self.log_variance.expand(shape),
+            event_dim=len(self.event_shape),
+            validate_args=False,
+        )
+
+
+@register_kl(DiagonalNormal, DiagonalNormal)
+def _kl_diagonal_normal(q: DiagonalNormal, p: DiagonalNormal) -> Tensor:
+    return q._sum_event(normal_kl(q.mean, q.log_variance, p.mean, p.log_variance))
+
+
+# --- What a distribution is made of ---------------------------------------------------------------------------------
+
+
+def diagonal_parameters(distribution: Distribution) -> tuple[Tensor, Tensor] | None:
+    """Mean and log-variance, each (*batch, *event) in float64, of a normal with independent elements; else None."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    if isinstance(distribution, DiagonalNormal):
+        return to_float64(distribution.mean), to_float64(distribution.log_variance)
+    if isinstance(distribution, Normal):
+        return to_float64(distribution.loc), 2 * to_float64(distribution.scale).log()
+    return None
+
+
+def full_parameters(distribution: Distribution) -> tuple[Tensor, Tensor] | None:
+    """Mean (*batch, H) and Cholesky factor (*batch, H, H) in float64 of a normal with full covariance; else None."""
+    if isinstance(distribution, MultivariateNormal | LowRankMultivariateNormal):
+        return to_float64(distribution.loc), to_float64(distribution.scale_tril)
+    return None
+
+
+def as_batch(distribution: Distribution, batch_size: int, role: str) -> Distribution:
+    """`distribution` with batch_shape (batch_size,): trailing batch axes are read as part of the event.
+
+    Args:
+        distribution: what a model's method returned for `batch_size` inputs.
+        batch_size: number of rows given to the method.
+        role: name of the method, for the message.
+
+    Raises:
+        ModelError: not a distribution, or its first axis is not the batch.
+    """
+    if not isinstance(distribution, Distribution):
+        raise ModelError(
+            f"{role} returned {type(distribution).__name__}, expected a torch.distributions.Distribution; "
+            "wrap encoder and decoder with vaentropy.from_functions"
+        )
+    shape = distribution.batch_shape
+    if not shape or shape[0] != batch_size:
+        raise ModelError(
+            f"{role} returned batch_shape {tuple(shape)} and event_shape {tuple(distribution.event_shape)} for "
+            f"{batch_size} rows, expected batch_shape ({batch_size},): one distribution per row, no sample axis"
+        )
+    return Independent(distribution, len(shape) - 1, validate_args=False) if len(shape) > 1 else distribution
+
+
+def as_prior(distribution: Distribution, batch_size: int, latent_shape: Size) -> Distribution:
+    """The prior with event_shape `latent_shape` and batch_shape (), or (batch_size,) where it depends on the row.
+
+    Raises:
+        ModelError: its shapes fit neither.
+    """
+    if not isinstance(distribution, Distribution):
+        raise ModelError(f"prior() returned {type(distribution).__name__}, expected a torch.distributions.Distribution")
+    whole = distribution.batch_shape + distribution.event_shape
+    if whole == () and latent_shape:
+        distribution, whole = distribution.expand(latent_shape), latent_shape
+    if whole == latent_shape:
+        batch_axes = 0
+    elif whole == (batch_size, *latent_shape):
+        batch_axes = 1
+    else:
+        raise ModelError(
+            f"prior() has batch_shape {tuple(distribution.batch_shape)} and event_shape "
+            f"{tuple(distribution.event_shape)}, expected event_shape {tuple(latent_shape)} as the posterior has"
+        )
+    surplus = len(distribution.batch_shape) - batch_axes
+    return Independent(distribution, surplus, validate_args=False) if surplus > 0 else distribution
+
+
+# --- The terms of log p + H -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FactorTerms:
+    """What the gap identity needs of a distribution at a value: one entry per independent factor, float64, nats.
+
+    Every field has the shape (B, *factors) or broadcasts to it; `factors` is empty when the distribution does not
+    factorise. Always `log_prob = residual - entropy + log_base` (`log_base` None is 0).
+
+    Attributes:
+        log_prob: log-density or log-probability of the value.
+        entropy: entropy, or pseudo entropy A(η) - η·E[T] where the base measure is not constant.
+        residual: log_prob + entropy - log_base, from its own formula; zero on average where the model is right.
+        log_base: log of the base measure at the value (Poisson: -log x!), None where it is constant.
+        squared_error: (x - mean)², for a normal.
+        log_variance: of a normal.
+        sampled: the entropy is a Monte Carlo estimate.
+    """
+
+    log_prob: Tensor
+    entropy: Tensor
+    residual: Tensor
+    log_base: Tensor | None = None
+    squared_error: Tensor | None = None
+    log_variance: Tensor | None = None
+    sampled: bool = False
+
+
+@singledispatch
+def factor_terms(distribution: Distribution, value: Tensor) -> FactorTerms:
+    """Terms of `distribution` at `value`; for your own distribution, `@factor_terms.register` a function.
+
+    The fallback takes `log_prob` and `entropy` of the distribution, and a Monte Carlo entropy (flagged `sampled`)
+    where it has none.
+
+    Args:
+        distribution: batch_shape (B, *factors).
+        value: (B, *factors, *event).
+    """
+    log_prob = to_float64(distribution.log_prob(value))
+    try:
+        entropy, sampled = to_float64(distribution.entropy()), False
+    except NotImplementedError:
+        draws = distribution.sample(Size([ENTROPY_SAMPLES]))
+        entropy, sampled = -to_float64(distribution.log_prob(draws)).mean(0), True
+    return FactorTerms(log_prob, entropy, log_prob + entropy, sampled=sampled)
+
+
+@factor_terms.register
+def _(distribution: Independent, value: Tensor) -> FactorTerms:
+    return factor_terms(distribution.base_dist, value)
+
+
+@factor_terms.register(DiagonalNormal)
+@factor_terms.register(Normal)
+def _normal(distribution: DiagonalNormal | Normal, value: Tensor) -> FactorTerms:
+    parameters = diagonal_parameters(distribution)
+    assert parameters is not None
+    mean, log_variance = parameters
+    squared_error = (to_float64(value) - mean).square()
+    standardised = squared_error * torch.exp(-log_variance)
+    return FactorTerms(
+        log_prob=-0.5 * (LOG_2PI + log_variance + standardised),
+        entropy=normal_entropy(log_variance),
+        residual=0.5 * (1 - standardised),
+        squared_error=squared_error,
+        log_variance=log_variance,
+    )
+
+
+@factor_terms.register
+def _(distribution: Bernoulli, value: Tensor) -> FactorTerms:
+    x = to_float64(value)
+    if "logits" in distribution.__dict__:
+        logits = to_float64(distribution.logits)
+        p = logits.sigmoid()
+        log_normaliser = torch.nn.functional.softplus(logits)
+        return FactorTerms(x * logits - log_normaliser, log_normaliser - p * logits, (x - p) * logits)
+    # Given by probabilities: torch clamps them away from 0 and 1 before it takes logs; xlogy needs no clamp.
+    p = to_float64(distribution.probs)
+    return FactorTerms(
+        log_prob=torch.xlogy(x, p) + torch.xlogy(1 - x, 1 - p),
+        entropy=-torch.xlogy(p, p) - torch.xlogy(1 - p, 1 - p),
+        residual=torch.xlogy(x - p, p) - torch.xlogy(x - p, 1 - p),
+    )
+
+
+def _categorical(one_hot: Tensor, logits: Tensor) -> FactorTerms:
+    log_p = torch.log_softmax(to_float64(logits), -1)
+    p = log_p.exp()
+    # 0 · log 0 = 0, as xlogy has it, for classes that are excluded (log p = -inf).
+    log_p = torch.where(p > 0, log_p, 0)
+    log_prob = torch.where(((p == 0) & (one_hot > 0)).any(-1), -math.inf, (one_hot * log_p).sum(-1))
+    return FactorTerms(log_prob, -(p * log_p).sum(-1), ((one_hot - p) * log_p).sum(-1))
+
+
+@factor_terms.register
+def _(distribution: Categorical, value: Tensor) -> FactorTerms:
+    one_hot = torch.nn.functional.one_hot(value.long(), distribution.logits.shape[-1])
+    return _categorical(to_float64(one_hot), distribution.logits)
+
+
+@factor_terms.register
+def _(distribution: OneHotCategorical, value: Tensor) -> FactorTerms:
+    return _categorical(to_float64(value), distribution.logits)
+
+
+@factor_terms.register
+def _(distribution: Laplace, value: Tensor) -> FactorTerms:
+    scale = to_float64(distribution.scale)
+    standardised = (to_float64(value) - to_float64(distribution.loc)).abs() / scale
+    log_2_scale = torch.log(2 * scale)
+    return FactorTerms(-log_2_scale - standardised, 1 + log_2_scale, 1 - standardised)
+
+
+@factor_terms.register
+def _(distribution: Poisson, value: Tensor) -> FactorTerms:
+    # The entropy has no closed form; the theorem asks for the pseudo entropy and the base measure 1/x!.
+    x, rate = to_float64(value), to_float64(distribution.rate)
+    log_base = -torch.lgamma(x + 1)
+    return FactorTerms(
+        log_prob=torch.xlogy(x, rate) - rate + log_base,
+        entropy=rate - torch.xlogy(rate, rate),
+        residual=torch.xlogy(x - rate, rate),
+        log_base=log_base,
+    )

@@ -1,0 +1,207 @@
+"""Where ε comes from: the nodes and weights that stand for an expectation under the posterior.
+
+A normal posterior maps standard normal nodes to latents, z = ν + τ ε; averages over nodes are expectations over q(z|x).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from vaentropy._typing import Float, Tensor
+from vaentropy.errors import UsageError
+
+__all__ = ["Antithetic", "Expectation", "Frozen", "GaussHermite", "MonteCarlo", "Nodes", "Sobol"]
+
+MAX_NODES = 1_000_000
+# Sobol points are multiples of 2^-30 in [0, 1); half a cell more keeps them off 0, where the normal quantile is -inf.
+SOBOL_CELL = 2.0**-30
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Standard normal noise and its weights.
+
+    Attributes:
+        noise: (K, B, *latent), or (K, 1, *latent) where all data points share it.
+        weights: (K,), sum 1; float64 on the CPU.
+        group: how many consecutive nodes form one independent draw (2 for antithetic pairs); None where the draws are
+            not independent between data points, so that no Monte Carlo error can be had from them.
+    """
+
+    noise: Float[Tensor, "K B *latent"]
+    weights: Float[Tensor, "K"]
+    group: int | None
+
+
+def _positive(value: int, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name}={value!r} given, expected a whole number of at least 1")
+
+
+def _uniform(num_samples: int) -> Tensor:
+    return torch.full((num_samples,), 1 / num_samples, dtype=torch.float64)
+
+
+class Expectation(ABC):
+    """Base of the ways to average over the posterior; immutable, and equal settings give equal nodes."""
+
+    seed: int = 0
+    gaussian_only: bool = True
+
+    def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
+        """A fresh generator on `device`, seeded with `seed`."""
+        return torch.Generator(device).manual_seed(self.seed)
+
+    @abstractmethod
+    def nodes(
+        self, batch_size: int, latent_shape: tuple[int, ...], *, generator: torch.Generator, dtype: torch.dtype
+    ) -> Nodes:
+        """Nodes for `batch_size` data points on the device of `generator`."""
+
+
+@dataclass(frozen=True)
+class MonteCarlo(Expectation):
+    """Independent draws for every data point; the only one that also serves posteriors that are not normal.
+
+    Args:
+        num_samples: draws per data point; 2 or more give a Monte Carlo error.
+        seed: of the generator that `evaluate` makes.
+    """
+
+    num_samples: int = 16
+    seed: int = 0
+    gaussian_only = False
+
+    def __post_init__(self) -> None:
+        _positive(self.num_samples, "num_samples")
+
+    def nodes(self, batch_size, latent_shape, *, generator, dtype) -> Nodes:
+        """Noise (K, B, *latent)."""
+        shape = (self.num_samples, batch_size, *latent_shape)
+        noise = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
+        return Nodes(noise, _uniform(self.num_samples), group=1)
+
+
+@dataclass(frozen=True)
+class Antithetic(Expectation):
+    """Independent pairs (ε, -ε) for every data point: odd functions of ε average out exactly.
+
+    Args:
+        num_samples: draws per data point, even; 4 or more give a Monte Carlo error.
+        seed: of the generator that `evaluate` makes.
+    """
+
+    num_samples: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(self.num_samples, "num_samples")
+        if self.num_samples % 2:
+            raise UsageError(
+                f"num_samples={self.num_samples} given, expected an even number: antithetic draws are pairs"
+            )
+
+    def nodes(self, batch_size, latent_shape, *, generator, dtype) -> Nodes:
+        """Noise (K, B, *latent); nodes 2k and 2k + 1 are a pair."""
+        shape = (self.num_samples // 2, batch_size, *latent_shape)
+        half = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
+        return Nodes(torch.stack([half, -half], 1).flatten(0, 1), _uniform(self.num_samples), group=2)
+
+
+def _frozen_noise(num_samples: int, latent_shape: tuple[int, ...], seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((num_samples, 1, *latent_shape), generator=generator, dtype=torch.float64)
+
+
+@lru_cache(maxsize=16)
+def _sobol_noise(num_samples: int, latent_shape: tuple[int, ...], seed: int) -> Tensor:
+    size = int(np.prod(latent_shape, dtype=int))
+    limit = torch.quasirandom.SobolEngine.MAXDIM
+    if size > limit:
+        raise UsageError(
+            f"{size} latents given, expected at most {limit} for Sobol points; use MonteCarlo or Antithetic"
+        )
+    engine = torch.quasirandom.SobolEngine(size, scramble=True, seed=seed)
+    uniform = engine.draw(num_samples, dtype=torch.float64) + SOBOL_CELL / 2
+    return torch.special.ndtri(uniform).reshape(num_samples, 1, *latent_shape)
+
+
+@lru_cache(maxsize=16)
+def _hermite(nodes_per_axis: int, latent_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    size = int(np.prod(latent_shape, dtype=int))
+    if nodes_per_axis**size > MAX_NODES:
+        raise UsageError(
+            f"GaussHermite({nodes_per_axis}) for {size} latents has {nodes_per_axis}^{size} nodes, expected at most "
+            f"{MAX_NODES:,}; use fewer nodes per axis, Sobol or MonteCarlo"
+        )
+    points, weights = np.polynomial.hermite_e.hermegauss(nodes_per_axis)
+    weights = weights / weights.sum()
+    grid = np.stack(np.meshgrid(*[points] * size, indexing="ij"), -1).reshape(-1, size)
+    product = np.prod(np.stack(np.meshgrid(*[weights] * size, indexing="ij"), -1).reshape(-1, size), axis=1)
+    return torch.from_numpy(grid).reshape(-1, 1, *latent_shape), torch.from_numpy(product)
+
+
+@dataclass(frozen=True)
+class Sobol(Expectation):
+    """One scrambled Sobol net, shared by all data points; no Monte Carlo error, since its points are not independent.
+
+    Args:
+        num_samples: points; a power of 2 balances the net.
+        seed: of the scrambling.
+    """
+
+    num_samples: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(self.num_samples, "num_samples")
+
+    def nodes(self, batch_size, latent_shape, *, generator, dtype) -> Nodes:
+        """Noise (K, 1, *latent)."""
+        noise = _sobol_noise(self.num_samples, tuple(latent_shape), self.seed)
+        return Nodes(noise.to(generator.device, dtype), _uniform(self.num_samples), group=None)
+
+
+@dataclass(frozen=True)
+class Frozen(Expectation):
+    """The same normal draws for all data points, batches and calls: the ELBO becomes a deterministic function.
+
+    Networks trained on them fit the noise: evaluate with fresh noise afterwards.
+
+    Args:
+        seed: of the draws.
+        num_samples: draws.
+    """
+
+    seed: int = 0
+    num_samples: int = 16
+
+    def __post_init__(self) -> None:
+        _positive(self.num_samples, "num_samples")
+
+    def nodes(self, batch_size, latent_shape, *, generator, dtype) -> Nodes:
+        """Noise (K, 1, *latent)."""
+        noise = _frozen_noise(self.num_samples, tuple(latent_shape), self.seed)
+        return Nodes(noise.to(generator.device, dtype), _uniform(self.num_samples), group=None)
+
+
+@dataclass(frozen=True)
+class GaussHermite(Expectation):
+    """Tensor-product Gauss-Hermite quadrature: exact for polynomials of degree up to 2k - 1 in each latent.
+
+    Args:
+        nodes_per_axis: k; all nodes together are k to the number of latents.
+    """
+
+    nodes_per_axis: int = 8
+
+    def __post_init__(self) -> None:
+        _positive(self.nodes_per_axis, "nodes_per_axis")
+
+    def nodes(self, batch_size, latent_shape, *, generator, dtype) -> Nodes:
+        """Noise (K, 1, *latent)."""
+        noise, weights = _hermite(self.nodes_per_axis, tuple(latent_shape))
+        return Nodes(noise.to(generator.device, dtype), weights, group=None)

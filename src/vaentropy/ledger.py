@@ -1,0 +1,117 @@
+"""An evaluation as a ledger whose lines add up, to the printed digit."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vaentropy.evaluation import Evaluation, Terms
+
+__all__ = ["add_up", "render"]
+
+DIGITS = 4
+# Rounding leaves errors of about 1e-17 on terms that are the same for all points.
+NEGLIGIBLE = 1e-12
+
+
+def add_up(total: float, parts: Sequence[float], digits: int = DIGITS) -> list[float]:
+    """The parts, rounded to `digits` so that they sum to the rounded total.
+
+    Where plain rounding would leave the sum a digit off, the parts with the largest rounding errors give way, each by
+    less than a unit of the last digit.
+    """
+    unit = 10.0**digits
+    if not all(math.isfinite(x) for x in (total, *parts)):
+        return list(parts)
+    scaled = [part * unit for part in parts]
+    rounded = [round(x) for x in scaled]
+    missing = round(total * unit) - sum(rounded)
+    step = 1 if missing > 0 else -1
+    neediest = sorted(range(len(parts)), key=lambda i: step * (scaled[i] - rounded[i]), reverse=True)
+    for i in range(abs(missing)):
+        rounded[neediest[i % len(parts)]] += step
+    return [x / unit for x in rounded]
+
+
+def _number(x: float) -> str:
+    # Rounding leaves negative zeros.
+    return f"{x + 0.0:.{DIGITS}f}"
+
+
+def _error(x: float | None) -> str:
+    if x is None or math.isnan(x):
+        return "-"
+    return "0" if x < NEGLIGIBLE else f"{x:.{DIGITS}f}" if x >= 0.5 * 10.0**-DIGITS else f"{x:.0e}"
+
+
+def _lines(e: "Evaluation") -> list[tuple[str, float, float | None, float | None]]:
+    """Sign and name, value, Monte Carlo error, standard error of every line."""
+    h = e.entropies
+    signed = add_up(e.elbo, [h.encoder, -h.prior, -h.decoder, e.log_base, e.prior_gap, e.decoder_gap])
+    encoder, prior, decoder, log_base, prior_gap, decoder_gap = signed
+    entropy_sum = encoder + prior + decoder + log_base
+    pseudo = "pseudo entropy" if e.log_base else "entropy"
+
+    def line(name: str, value: float, get) -> tuple[str, float, float | None, float | None]:
+        mc: Terms | None = e.mc_stderr
+        return name, value, None if mc is None else get(mc), get(e.stderr)
+
+    lines = [
+        line("  encoder entropy", encoder, lambda t: t.entropies.encoder),
+        line("- prior entropy", -prior, lambda t: t.entropies.prior),
+        line(f"- decoder {pseudo}", -decoder, lambda t: t.entropies.decoder),
+    ]
+    if e.log_base:
+        lines.append(line("+ log base measure", log_base, lambda t: t.log_base))
+    return [
+        *lines,
+        line("= entropy sum", entropy_sum, lambda t: t.entropy_sum),
+        line("+ prior residuals", prior_gap, lambda t: t.prior_gap),
+        line("+ decoder residuals", decoder_gap, lambda t: t.decoder_gap),
+        line("= ELBO", entropy_sum + prior_gap + decoder_gap, lambda t: t.elbo),
+    ]
+
+
+def _remarks(e: "Evaluation") -> list[str]:
+    remarks = [f"ELBO = reconstruction {_number(e.reconstruction)} - KL {_number(e.kl)}"]
+    gap_error = "" if e.mc_stderr is None else f" ± {_error(e.mc_stderr.gap)} (Monte Carlo)"
+    remarks.append(f"gap = ELBO - entropy sum = {_number(e.gap)}{gap_error}, {e.relative_gap:.1e} of |ELBO|")
+    g = e.gains
+    if e.optimal_variance is not None and e.variance_ratio is not None and g.variance is not None:
+        what = (
+            f"set σ² to {e.optimal_variance:.4g} (times {e.variance_ratio:.4g})"
+            if e.variance_kind == "shared"
+            else f"multiply all σ² by {e.variance_ratio:.4g}"
+        )
+        remarks.append(f"{what}: gains {_number(g.variance)} nats")
+    if g.feature_variance is not None and g.feature_variance.numel() > 1:
+        total = float(g.feature_variance.sum())
+        gains = (
+            f"gains {_number(total)} nats"
+            if math.isfinite(total)
+            else "no upper bound: some feature is reproduced exactly"
+        )
+        remarks.append(f"rescale σ² of each feature: {gains}")
+    if g.prior_variance is not None:
+        remarks.append(f"rescale the prior to the posteriors: gains {_number(float(g.prior_variance.sum()))} nats")
+    if e.sampled:
+        remarks.append(f"Monte Carlo estimate, for want of a closed form: entropy of {', '.join(e.sampled)}")
+    if e.mc_stderr is None:
+        remarks.append("no Monte Carlo error: noise is shared between data points, or there is one draw of it")
+    return remarks
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "×".join(str(n) for n in shape) or "1"
+
+
+def render(e: "Evaluation") -> str:
+    """Several lines of text: the ledger, then what it says. An error of "-" is unknown."""
+    sizes = f"{e.num_points:,} data points of {_size(e.data_shape)} features, {_size(e.latent_shape)} latents"
+    settings = f"{e.expectation}, networks in {e.mode} mode"
+    table = [f"{'':<26}{'value':>14}{'MC error':>12}{'std. error':>12}"]
+    for name, value, mc, stderr in _lines(e):
+        if name.startswith("="):
+            table.append("-" * 64)
+        table.append(f"{name:<26}{_number(value):>14}{_error(mc):>12}{_error(stderr):>12}")
+    return "\n".join([f"{sizes}; nats per data point", settings, "", *table, "", *_remarks(e)])

@@ -1,0 +1,294 @@
+"""Likelihoods of a VAE: what they are (`Gaussian`, `Bernoulli`, `Poisson`) and the heads that compute them.
+
+A likelihood is a description; `head(...)` builds the layers from the decoder's features to its parameters. Means,
+logits, log-rates and log-variances are affine in the features, as the theorem asks for.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.distributions import Bernoulli as TorchBernoulli
+from torch.distributions import Distribution, Independent
+from torch.distributions import Poisson as TorchPoisson
+
+from vaentropy._typing import Tensor
+from vaentropy.distributions import DiagonalNormal, normal_entropy, normal_log_prob
+from vaentropy.errors import UsageError
+
+__all__ = ["Bernoulli", "Gaussian", "Head", "Likelihood", "Poisson"]
+
+Variance = Literal["shared", "per_feature", "function"]
+VARIANCES = ("shared", "per_feature", "function")
+
+
+class _LowerBound(torch.autograd.Function):
+    """max(x, bound) whose gradient passes where x is above the bound, or where it would raise x again.
+
+    A plain clamp has no gradient below the bound, so a variance that once fell there could never recover.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, bound: float) -> Tensor:
+        return x.clamp(min=bound)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, bound = inputs
+        ctx.save_for_backward(x)
+        ctx.bound = bound
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return torch.where((x >= ctx.bound) | (grad < 0), grad, 0), None
+
+
+def affine(features_shape: tuple[int, ...], data_shape: tuple[int, ...]) -> nn.Module:
+    """An affine layer from decoder features to `data_shape`.
+
+    A vector of features goes through a linear layer; feature maps of the data's height and width through a 1×1
+    convolution, so that its biases are one per channel.
+
+    Raises:
+        UsageError: the features are neither.
+    """
+    if len(features_shape) == 1:
+        return nn.Sequential(nn.Linear(features_shape[0], math.prod(data_shape)), nn.Unflatten(1, data_shape))
+    if len(features_shape) == len(data_shape) == 3 and features_shape[1:] == data_shape[1:]:
+        return nn.Conv2d(features_shape[0], data_shape[0], kernel_size=1)
+    raise UsageError(
+        f"the decoder returns features of shape {features_shape} for data of shape {data_shape}, expected a vector, or "
+        "(channels, height, width) with the data's height and width; end the decoder accordingly"
+    )
+
+
+def bias_of(layer: nn.Module) -> nn.Parameter:
+    """The bias of a layer made by `affine`."""
+    inner = layer[0] if isinstance(layer, nn.Sequential) else layer
+    assert isinstance(inner, nn.Linear | nn.Conv2d) and isinstance(inner.bias, nn.Parameter)
+    return inner.bias
+
+
+def _sum(x: Tensor) -> Tensor:
+    return x.flatten(1).sum(1)
+
+
+class Head(nn.Module, ABC):
+    """Layers from decoder features to p(x|z), with a fast path on tensors for training beside the distribution."""
+
+    def variance_parameters(self) -> list[nn.Parameter]:
+        """Parameters that scale σ² and nothing else; empty where there are none."""
+        return []
+
+    def rescale(self, factor: Tensor) -> None:
+        """Multiply σ² by `factor`, () or data_shape, in place; UsageError where σ² cannot take it."""
+        raise UsageError(f"{type(self).__name__} has no variance to rescale")
+
+    @abstractmethod
+    def distribution(self, features: Tensor) -> Distribution:
+        """p(x|z): batch_shape (B,), event_shape data_shape."""
+
+    @abstractmethod
+    def log_prob_and_entropy(
+        self, x: Tensor, features: Tensor, *, weights: Tensor | None = None, rate: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """log p(x|z) and the entropy of p(x|z) (Poisson: pseudo entropy less log base measure), each (B,), nats.
+
+        Args:
+            x: (B, *data_shape).
+            features: (B, *features_shape), the decoder's output.
+            weights: (B,), sum 1, of the points in the optimum that `rate` speaks of; None means 1/B.
+            rate: first move σ² by this fraction towards its optimum for these points, in place and without gradient:
+                0 leaves it, 1 sets it, less makes a running mean over batches. Nothing where σ² is not learned.
+        """
+
+
+class Likelihood(ABC):
+    """What p(x|z) is; immutable, so that one description serves several models."""
+
+    @abstractmethod
+    def head(self, features_shape: tuple[int, ...], data_shape: tuple[int, ...]) -> Head:
+        """Layers from features (B, *features_shape) to p(x|z) over data_shape."""
+
+
+@dataclass(frozen=True)
+class Gaussian(Likelihood):
+    """p(x|z) = N(μ(z), σ²).
+
+    Args:
+        variance: "shared", one learned σ² (VAE-1, VAE-2); "per_feature", a learned σ_d² each; "function", σ_d²(z) with
+            an affine log-variance head (VAE-3); or a positive number that stays fixed (VAE-0), to which the theorem
+            does not apply.
+        floor: σ² is never below it; `GaussianHead.at_floor` says where it is active, and there the theorem does not
+            apply.
+    """
+
+    variance: Variance | float = "shared"
+    floor: float = 1e-6
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.variance, int | float) and not isinstance(self.variance, bool)
+        if self.variance not in VARIANCES and not (number and 0 < self.variance < math.inf):  # type: ignore[operator]
+            raise UsageError(
+                f"variance={self.variance!r} given, expected one of {', '.join(VARIANCES)} or a positive number"
+            )
+        if not 0 < self.floor < math.inf:
+            raise UsageError(f"floor={self.floor!r} given, expected a positive number (a variance)")
+
+    def head(self, features_shape: tuple[int, ...], data_shape: tuple[int, ...]) -> "GaussianHead":
+        """Affine mean head, and the variance's parameters."""
+        return GaussianHead(self, features_shape, data_shape)
+
+
+class GaussianHead(Head):
+    """Layers of a `Gaussian` likelihood."""
+
+    log_variance: Tensor | nn.Module  # parameter (or buffer, where fixed) () or data_shape; or a layer
+
+    def __init__(self, likelihood: Gaussian, features_shape: tuple[int, ...], data_shape: tuple[int, ...]):
+        super().__init__()
+        self.likelihood = likelihood
+        self.mean = affine(features_shape, data_shape)
+        if likelihood.variance == "shared":
+            self.log_variance = nn.Parameter(torch.zeros(()))
+        elif likelihood.variance == "per_feature":
+            self.log_variance = nn.Parameter(torch.zeros(data_shape))
+        elif likelihood.variance == "function":
+            self.log_variance = affine(features_shape, data_shape)
+        else:
+            self.register_buffer("log_variance", torch.tensor(math.log(likelihood.variance)))
+
+    def variance_parameters(self) -> list[nn.Parameter]:
+        """log σ², or the bias of its layer; empty where σ² is fixed."""
+        if isinstance(self.log_variance, nn.Module):
+            return [bias_of(self.log_variance)]
+        return [self.log_variance] if isinstance(self.log_variance, nn.Parameter) else []
+
+    def log_variance_at(self, features: Tensor) -> Tensor:
+        """log σ², not below the floor; broadcasts to (B, *data_shape)."""
+        if isinstance(self.log_variance, nn.Module):
+            return _LowerBound.apply(self.log_variance(features), math.log(self.likelihood.floor))  # type: ignore[return-value]
+        if not isinstance(self.log_variance, nn.Parameter):
+            return self.log_variance
+        return _LowerBound.apply(self.log_variance, math.log(self.likelihood.floor))  # type: ignore[return-value]
+
+    def at_floor(self, features: Tensor) -> float:
+        """Fraction of the variances that are held at the floor."""
+        at_floor = self.log_variance_at(features) <= math.log(self.likelihood.floor)
+        return float(at_floor.double().mean()) if self.variance_parameters() else 0.0
+
+    def distribution(self, features: Tensor) -> DiagonalNormal:
+        """N(μ(z), σ²)."""
+        return DiagonalNormal(self.mean(features), self.log_variance_at(features))
+
+    def log_prob_and_entropy(
+        self, x: Tensor, features: Tensor, *, weights: Tensor | None = None, rate: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """See `Head.log_prob_and_entropy`."""
+        mean = self.mean(features)
+        if rate:
+            self._adapt((x - mean).detach().square(), features, weights, rate)
+        log_variance = self.log_variance_at(features)
+        return _sum(normal_log_prob(x, mean, log_variance)), _sum(normal_entropy(log_variance).expand(mean.shape))
+
+    @torch.no_grad()
+    def rescale(self, factor: Tensor) -> None:
+        """Multiply σ² by `factor`, () or data_shape, in place."""
+        parameters = self.variance_parameters()
+        if not parameters:
+            raise UsageError(f"σ² is fixed at {self.likelihood.variance}; use Rescaled to change it from outside")
+        (log_variance,) = parameters
+        shift = factor.to(log_variance).log()
+        if isinstance(self.log_variance, nn.Module):
+            shift = shift.flatten() if shift.ndim and shift.numel() == log_variance.numel() else shift
+        if shift.ndim and shift.shape != log_variance.shape:
+            raise UsageError(
+                f"a factor of shape {tuple(factor.shape)} given for σ² with {log_variance.numel()} parameters; "
+                'use per_feature=False, or Gaussian(variance="per_feature")'
+            )
+        log_variance.add_(shift)
+
+    @torch.no_grad()
+    def _adapt(self, squared_error: Tensor, features: Tensor, weights: Tensor | None, rate: float) -> None:
+        parameters = self.variance_parameters()
+        if not parameters:
+            return
+        (log_variance,) = parameters
+        w = squared_error.new_full((len(squared_error),), 1 / len(squared_error)) if weights is None else weights
+        if isinstance(self.log_variance, nn.Module):
+            # Optimal factor per feature; a convolution's bias is one per channel.
+            ratio = torch.tensordot(w, squared_error * torch.exp(-self.log_variance_at(features)), 1)
+            ratio = ratio.flatten() if ratio.numel() == log_variance.numel() else ratio.flatten(1).mean(1)
+            log_variance.add_(torch.log1p(rate * (ratio - 1)))
+        else:
+            optimum = torch.tensordot(w, squared_error, 1)
+            optimum = optimum.mean() if log_variance.ndim == 0 else optimum
+            variance = log_variance.exp()
+            log_variance.copy_((variance + rate * (optimum - variance)).clamp(min=self.likelihood.floor).log())
+
+
+@dataclass(frozen=True)
+class Bernoulli(Likelihood):
+    """p(x_d|z) = Bernoulli(sigmoid(logit_d(z))), for x in {0, 1}."""
+
+    def head(self, features_shape: tuple[int, ...], data_shape: tuple[int, ...]) -> "BernoulliHead":
+        """An affine head of logits."""
+        return BernoulliHead(features_shape, data_shape)
+
+
+class BernoulliHead(Head):
+    """Layer of a `Bernoulli` likelihood."""
+
+    def __init__(self, features_shape: tuple[int, ...], data_shape: tuple[int, ...]):
+        super().__init__()
+        self.logits = affine(features_shape, data_shape)
+
+    def distribution(self, features: Tensor) -> Distribution:
+        """Independent Bernoulli variables."""
+        logits = self.logits(features)
+        return Independent(TorchBernoulli(logits=logits, validate_args=False), logits.ndim - 1, validate_args=False)
+
+    def log_prob_and_entropy(
+        self, x: Tensor, features: Tensor, *, weights: Tensor | None = None, rate: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """See `Head.log_prob_and_entropy`."""
+        logits = self.logits(features)
+        log_normaliser = nn.functional.softplus(logits)
+        return _sum(x * logits - log_normaliser), _sum(log_normaliser - logits.sigmoid() * logits)
+
+
+@dataclass(frozen=True)
+class Poisson(Likelihood):
+    """p(x_d|z) = Poisson(exp(log_rate_d(z))), for counts."""
+
+    def head(self, features_shape: tuple[int, ...], data_shape: tuple[int, ...]) -> "PoissonHead":
+        """An affine head of log-rates."""
+        return PoissonHead(features_shape, data_shape)
+
+
+class PoissonHead(Head):
+    """Layer of a `Poisson` likelihood."""
+
+    def __init__(self, features_shape: tuple[int, ...], data_shape: tuple[int, ...]):
+        super().__init__()
+        self.log_rate = affine(features_shape, data_shape)
+
+    def distribution(self, features: Tensor) -> Distribution:
+        """Independent Poisson variables."""
+        rate = self.log_rate(features).exp()
+        return Independent(TorchPoisson(rate, validate_args=False), rate.ndim - 1, validate_args=False)
+
+    def log_prob_and_entropy(
+        self, x: Tensor, features: Tensor, *, weights: Tensor | None = None, rate: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """See `Head.log_prob_and_entropy`."""
+        log_rate = self.log_rate(features)
+        rate = log_rate.exp()
+        log_base = -torch.lgamma(x + 1)
+        return _sum(x * log_rate - rate + log_base), _sum(rate - rate * log_rate - log_base)

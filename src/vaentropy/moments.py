@@ -1,0 +1,126 @@
+"""Sums that merge exactly: of batches, of processes, of machines.
+
+A `Moment` holds the weighted mean of one quantity over data points and what its errors need, in float64 on the CPU.
+Parts merge by Chan's formula, which does not lose digits as a difference of raw sums of squares would.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+
+from vaentropy._typing import Tensor
+from vaentropy.distributions import to_float64
+
+__all__ = ["Moment", "merge"]
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """numerator / denominator, 0 where the denominator is 0 (an element that has no data yet)."""
+    return torch.where(denominator == 0, 0.0, numerator / torch.where(denominator == 0, 1.0, denominator))
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Weighted mean over data points of one quantity of shape `shape`, with what its variance and errors need.
+
+    All fields have the quantity's shape, float64, CPU. w is the weight of a data point (of an element, where values are
+    missing), x its value, v the variance of its Monte Carlo noise.
+
+    Attributes:
+        weight: Σ w.
+        weight_squared: Σ w².
+        mean: Σ w x / Σ w.
+        spread: Σ w (x - mean)².
+        lean: Σ w² (x - mean); 0 for equal weights.
+        spread_squared: Σ w² (x - mean)².
+        noise: Σ w² v, or None where the noise is shared between points, so that it is unknown.
+    """
+
+    weight: Tensor
+    weight_squared: Tensor
+    mean: Tensor
+    spread: Tensor
+    lean: Tensor
+    spread_squared: Tensor
+    noise: Tensor | None
+
+    @classmethod
+    def of(cls, values: Tensor, weights: Tensor | None = None, noise: Tensor | None = None) -> "Moment":
+        """The moment of one batch.
+
+        Args:
+            values: (B, *shape).
+            weights: (B,) per data point, or (B, *shape) per element (0 marks a missing value); None means 1.
+            noise: (B, *shape), variance of the Monte Carlo noise of each value; None where it is unknown.
+        """
+        values = to_float64(values)
+        if weights is None:
+            w = torch.ones_like(values)
+        else:
+            w = to_float64(weights).to(values.device)
+            w = w.reshape(*w.shape, *[1] * (values.ndim - w.ndim)).expand(values.shape)
+        # A missing value may be NaN; 0 · NaN would spread it.
+        values = torch.where(w == 0, 0.0, values)
+        weight = w.sum(0)
+        mean = _ratio((w * values).sum(0), weight)
+        deviation = torch.where(w == 0, 0.0, values - mean)
+        weighted = w * deviation
+        fields = [weight, w.square().sum(0), mean, (weighted * deviation).sum(0)]
+        fields += [(w * weighted).sum(0), weighted.square().sum(0)]
+        if noise is not None:
+            fields.append((w.square() * torch.where(w == 0, 0.0, to_float64(noise))).sum(0))
+        on_cpu = [field.cpu() for field in fields]
+        return cls(*on_cpu[:6], noise=on_cpu[6] if noise is not None else None)
+
+    def merge(self, other: "Moment") -> "Moment":
+        """The moment of both parts together."""
+        weight = self.weight + other.weight
+        delta = other.mean - self.mean
+        shift = delta * _ratio(other.weight, weight)
+        mean = self.mean + shift
+        spread = self.spread + other.spread + delta.square() * _ratio(self.weight * other.weight, weight)
+        parts = [self._around(shift), other._around(shift - delta)]
+        lean, spread_squared = (a + b for a, b in zip(*parts, strict=True))
+        noise = None if self.noise is None or other.noise is None else self.noise + other.noise
+        return Moment(weight, self.weight_squared + other.weight_squared, mean, spread, lean, spread_squared, noise)
+
+    def _around(self, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ w² (x - m) and Σ w² (x - m)² around m = mean + shift."""
+        lean = self.lean - shift * self.weight_squared
+        return lean, self.spread_squared - 2 * shift * self.lean + shift.square() * self.weight_squared
+
+    @property
+    def variance(self) -> Tensor:
+        """Weighted variance of the values around their mean."""
+        return _ratio(self.spread, self.weight)
+
+    @property
+    def stderr(self) -> Tensor:
+        """Standard error of the mean for the population that the points came from; NaN for fewer than two points.
+
+        √(Σ w² (x - mean)²) / Σ w, times √(n / (n - 1)) with n = (Σ w)² / Σ w²: sd / √N for equal weights.
+        """
+        effective = _ratio(self.weight.square(), self.weight_squared)
+        # Rounding can leave n a hair above 1 for a single weighted point.
+        several = effective > 1 + 1e-9
+        correction = torch.where(several, effective / torch.where(several, effective - 1, 1.0), math.nan)
+        return (correction * self.spread_squared.clamp(min=0)).sqrt() / self.weight
+
+    @property
+    def mc_stderr(self) -> Tensor | None:
+        """Standard error of the mean from Monte Carlo noise alone, these data held fixed; None where it is unknown."""
+        return None if self.noise is None else self.noise.sqrt() / self.weight
+
+
+def merge(parts: Iterable[Mapping[str, Moment]]) -> dict[str, Moment]:
+    """Named moments of several parts of the data as those of the whole; every part must have the same names."""
+
+    def both(a: Mapping[str, Moment], b: Mapping[str, Moment]) -> dict[str, Moment]:
+        if a.keys() != b.keys():
+            raise ValueError(f"parts with different terms cannot be merged: {sorted(a.keys() ^ b.keys())}")
+        return {name: a[name].merge(b[name]) for name in a}
+
+    return dict(reduce(both, parts))

@@ -1,0 +1,119 @@
+"""Feature networks: anything between features and features.
+
+The layers that the theorem speaks about (posterior heads, latent layer, likelihood heads) are the VAE's own. So encoders
+here end with an activation, and decoders begin with one: the layer before it, from latents to features, is the VAE's.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from torch import nn
+
+from vaentropy.errors import UsageError
+
+__all__ = ["ConvDecoder", "ConvEncoder", "MLPDecoder", "MLPEncoder"]
+
+Activation = Callable[[], nn.Module]
+# A 4×4 kernel with stride 2 and padding 1 halves the size, and its transpose doubles it.
+KERNEL_SIZE, STRIDE, PADDING = 4, 2, 1
+
+
+def _check_widths(widths: Sequence[int], what: str) -> None:
+    if not widths or any(isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in widths):
+        raise UsageError(f"{what}={tuple(widths)} given, expected one whole number of at least 1 for each layer")
+
+
+def _layers(widths: Sequence[int], activation: Activation) -> list[nn.Module]:
+    return [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), activation())]
+
+
+class MLPEncoder(nn.Sequential):
+    """Flatten, then a linear layer and an activation for each width.
+
+    Args:
+        data_shape: of one data point; any number of axes.
+        hidden: width of each layer.
+        activation: class of the activation.
+    """
+
+    def __init__(
+        self, data_shape: int | tuple[int, ...], hidden: Sequence[int] = (50, 50), activation: Activation = nn.ReLU
+    ):
+        _check_widths(hidden, "hidden")
+        shape = (data_shape,) if isinstance(data_shape, int) else data_shape
+        super().__init__(nn.Flatten(), *_layers([math.prod(shape), *hidden], activation))
+
+
+class MLPDecoder(nn.Sequential):
+    """An activation, then a linear layer and an activation for each further width.
+
+    Args:
+        hidden: width of each layer, the first of them (`in_features`) being the width of the VAE's latent layer.
+        activation: class of the activation.
+    """
+
+    def __init__(self, hidden: Sequence[int] = (50, 50), activation: Activation = nn.ReLU):
+        _check_widths(hidden, "hidden")
+        super().__init__(activation(), *_layers(hidden, activation))
+        self.in_features = hidden[0]
+
+
+def _sizes(data_shape: tuple[int, ...], steps: int) -> list[tuple[int, int]]:
+    """(height, width) of an image after 0, 1, … halvings."""
+    if len(data_shape) != 3:
+        raise UsageError(
+            f"data_shape={data_shape} given, expected (channels, height, width) for a convolutional network"
+        )
+    _, height, width = data_shape
+    if min(height, width) < 2**steps:
+        raise UsageError(
+            f"{steps} layers given for images of {height}×{width}, which can be halved fewer times; use fewer"
+        )
+    return [(height >> step, width >> step) for step in range(steps + 1)]
+
+
+class ConvEncoder(nn.Sequential):
+    """Convolutions that halve the image, each with an activation; flattened.
+
+    Args:
+        data_shape: (channels, height, width).
+        channels: of each layer.
+        activation: class of the activation.
+    """
+
+    def __init__(
+        self, data_shape: tuple[int, ...], channels: Sequence[int] = (32, 64), activation: Activation = nn.ReLU
+    ):
+        _check_widths(channels, "channels")
+        _sizes(data_shape, len(channels))
+        steps = pairwise([data_shape[0], *channels])
+        layers = [layer for a, b in steps for layer in (nn.Conv2d(a, b, KERNEL_SIZE, STRIDE, PADDING), activation())]
+        super().__init__(*layers, nn.Flatten())
+
+
+class ConvDecoder(nn.Sequential):
+    """An activation, then transposed convolutions that double the image up to the size of the data.
+
+    It returns (channels[-1], height, width); the VAE's head turns these channels into the data's, pixel by pixel.
+
+    Args:
+        data_shape: (channels, height, width).
+        channels: of each layer's output; the latent layer delivers as many as the first of them.
+        activation: class of the activation.
+    """
+
+    def __init__(
+        self, data_shape: tuple[int, ...], channels: Sequence[int] = (64, 32), activation: Activation = nn.ReLU
+    ):
+        _check_widths(channels, "channels")
+        sizes = _sizes(data_shape, len(channels))[::-1]
+        height, width = sizes[0]
+        self_in = channels[0]
+        layers: list[nn.Module] = [activation(), nn.Unflatten(1, (self_in, height, width))]
+        for (a, b), (small, large) in zip(pairwise([self_in, *channels]), pairwise(sizes), strict=True):
+            # Halving an odd size loses a row or column, which doubling must add again.
+            surplus = (large[0] - 2 * small[0], large[1] - 2 * small[1])
+            layers += [nn.ConvTranspose2d(a, b, KERNEL_SIZE, STRIDE, PADDING, surplus), activation()]
+        super().__init__(*layers)
+        self.in_features = self_in * height * width

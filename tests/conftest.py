@@ -1,0 +1,51 @@
+"""What all tests share: checked annotations, a fixed number of threads, hypothesis without a clock, the data folder."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+# Set VAENTROPY_TYPECHECK=0 to run without the checks, for instance to step through code in a debugger.
+if os.environ.get("VAENTROPY_TYPECHECK", "1") != "0":
+    import jaxtyping
+
+    # Before any test imports vaentropy: each of its functions and dataclasses then checks annotations, shapes included.
+    # Of a long container beartype checks one item, drawn with Python's global `random`: a test that a function leaves
+    # the global generators alone can compare torch's and numpy's states, but not that one.
+    jaxtyping.install_import_hook("vaentropy", "beartype.beartype")
+
+NUM_THREADS = 2
+
+# No deadline: the first call of a torch function takes long. The same examples on every run in CI, so that a failure
+# there belongs to the change; new ones on a developer's machine, so that they find something.
+hypothesis.settings.register_profile("default", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fixed_number_of_threads():
+    """The same number of threads everywhere: it changes the order of sums, and more than the cores slow a test down."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(NUM_THREADS)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def default_dtype_unchanged():
+    """A test that leaves another default dtype behind would change the precision of all tests after it."""
+    before = torch.get_default_dtype()
+    yield
+    after = torch.get_default_dtype()
+    torch.set_default_dtype(before)
+    assert after == before, f"the test changed torch's default dtype from {before} to {after}"
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data sets."""
+    if "VAENTROPY_DATA" not in os.environ:
+        pytest.skip("set VAENTROPY_DATA to the folder that holds the data sets")
+    return Path(os.environ["VAENTROPY_DATA"])
