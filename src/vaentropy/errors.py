@@ -3,7 +3,15 @@
 Every message is one line that says what was given, what was expected and what to do.
 """
 
-__all__ = ["DataError", "MissingExtraError", "ModelError", "UnsupportedError", "UsageError", "VaentropyError"]
+__all__ = [
+    "DataError",
+    "MissingExtraError",
+    "ModelError",
+    "TrainingError",
+    "UnsupportedError",
+    "UsageError",
+    "VaentropyError",
+]
 
 
 class VaentropyError(Exception):
@@ -20,6 +28,10 @@ class DataError(VaentropyError, ValueError):
 
 class ModelError(VaentropyError, TypeError):
     """A model does not return what the three-method interface asks for."""
+
+
+class TrainingError(VaentropyError, RuntimeError):
+    """Training cannot go on."""
 
 
 class UnsupportedError(VaentropyError, NotImplementedError):

@@ -1,6 +1,6 @@
 """Feature networks: anything between features and features.
 
-The layers that the theorem speaks about (posterior heads, latent layer, likelihood heads) are the VAE's own. So encoders
+The layers that the theorem speaks about (posterior heads, latent layer, likelihood heads) are the VAE's. So encoders
 here end with an activation, and decoders begin with one: the layer before it, from latents to features, is the VAE's.
 """
 

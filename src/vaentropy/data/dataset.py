@@ -54,7 +54,7 @@ class Dataset:
             raise DataError(f"data set {self.name!r}, train: got no rows, expected at least one; hold out fewer points")
         if self.train.shape[1:] != self.held_out.shape[1:] or self.train.dtype != self.held_out.dtype:
             train, held_out = (f"{tuple(x.shape[1:])} of {x.dtype}" for x in (self.train, self.held_out))
-            raise DataError(f"data set {self.name!r}: train rows are {train}, held-out rows {held_out}; make them one")
+            raise DataError(f"data set {self.name!r}: train rows are {train}, held-out rows {held_out}; convert one")
 
     @property
     def data_shape(self) -> tuple[int, ...]:

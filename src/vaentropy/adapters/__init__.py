@@ -1,0 +1,6 @@
+"""Models of other libraries as three-method models; none of those libraries is imported here."""
+
+from vaentropy.adapters.diffusers import from_diffusers
+from vaentropy.adapters.pythae import from_pythae
+
+__all__ = ["from_diffusers", "from_pythae"]

@@ -1,0 +1,284 @@
+"""The linear VAE, which is probabilistic PCA: ELBO, log-likelihood and stationary points in closed form.
+
+Sources: Tipping & Bishop, "Probabilistic principal component analysis", JRSS B 61, 1999; Lucas et al., "Don't blame the
+ELBO!", arXiv:1911.02469. All values are in nats per data point.
+"""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from vaentropy._typing import Float, Num, Tensor
+from vaentropy.distributions import LOG_2PI, DiagonalNormal, normal_entropy, to_float64
+from vaentropy.errors import DataError, UsageError
+from vaentropy.seeding import seeded
+
+__all__ = ["DataMoments", "LinearElboTerms", "LinearVAE"]
+
+
+@dataclass(frozen=True)
+class DataMoments:
+    """All that the linear VAE needs to know of the data: a step costs the same for any number of points.
+
+    Attributes:
+        mean: (D,).
+        covariance: (D, D), with 1/N.
+        num_points: N.
+    """
+
+    mean: Float[Tensor, "D"]
+    covariance: Float[Tensor, "D D"]
+    num_points: int
+
+    @classmethod
+    def of(cls, x: Tensor | np.ndarray) -> "DataMoments":
+        """The moments, in float64 on the device of x, of data x (N, D) of any real dtype; of large data, `merge` parts.
+
+        Raises:
+            DataError: x is not a matrix with at least one row and column, or holds a number that is not finite.
+        """
+        x = torch.from_numpy(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
+        if x.ndim != 2 or x.numel() == 0:
+            raise DataError(f"data of shape {tuple(x.shape)} given, expected (N, D), neither 0; flatten images first")
+        if not bool(torch.isfinite(x).all()):
+            row, feature = (~torch.isfinite(x)).nonzero()[0].tolist()
+            raise DataError(f"row {row}, feature {feature} of the data is not a finite number; drop or replace it")
+        x = to_float64(x)
+        mean = x.mean(0)
+        centred = x - mean
+        return cls(mean, centred.T @ centred / len(x), len(x))
+
+    def merge(self, other: "DataMoments") -> "DataMoments":
+        """The moments of both parts of the data together (Chan's formula)."""
+        total = self.num_points + other.num_points
+        a, b = self.num_points / total, other.num_points / total
+        delta = other.mean - self.mean
+        covariance = a * self.covariance + b * other.covariance + a * b * torch.outer(delta, delta)
+        return DataMoments(self.mean + b * delta, covariance, total)
+
+    @cached_property
+    def eigen(self) -> tuple[Float[Tensor, "D"], Float[Tensor, "D D"]]:
+        """Eigenvalues (D,) of the covariance, the largest first, and its eigenvectors in columns (D, D), float64."""
+        values, vectors = torch.linalg.eigh(to_float64(self.covariance))
+        # Rounding leaves eigenvalues that are 0 on either side of it.
+        return values.flip(0).clamp(min=0), vectors.flip(1)
+
+    @cached_property
+    def factor(self) -> Float[Tensor, "D D"]:
+        """A with A Aᵀ = covariance, (D, D), float64."""
+        values, vectors = self.eigen
+        return vectors * values.sqrt()
+
+
+class LinearElboTerms(NamedTuple):
+    """The ELBO's parts averaged over the data, nats, with gradients: as `ElboTerms`, without its axis B."""
+
+    reconstruction: Float[Tensor, ""]
+    kl: Float[Tensor, "H"]
+    encoder_entropy: Float[Tensor, ""]
+    prior_entropy: Float[Tensor, ""]
+    decoder_entropy: Float[Tensor, ""]
+
+    @property
+    def elbo(self) -> Tensor:
+        """()."""
+        return self.reconstruction - self.kl.sum()
+
+    @property
+    def entropy_sum(self) -> Tensor:
+        """(); equals the ELBO at every stationary point."""
+        return self.encoder_entropy - self.prior_entropy - self.decoder_entropy
+
+
+class LinearVAE(nn.Module):
+    """Linear decoder and encoder: p(x|z) = N(W z + b, σ² I), q(z|x) = N(V x + c, diag τ²), p(z) = N(0, I).
+
+    At its optimum q is the exact posterior of probabilistic PCA: ELBO, entropy sum and log-likelihood are one number.
+    It begins with random weights (at 0 they would stay there), all else 0, and computes in its parameters' dtype.
+
+    Args:
+        data_dim: D.
+        latent_dim: H.
+
+    Attributes:
+        weight: W (D, H).
+        bias: b (D,).
+        encoder_weight: V (H, D).
+        encoder_bias: c (H,).
+        latent_log_variance: log τ² (H,), shared by all x.
+        log_variance: log σ² (), shared by all features.
+
+    Raises:
+        UsageError: a size that is not a whole number of at least 1.
+    """
+
+    def __init__(self, data_dim: int, latent_dim: int):
+        super().__init__()
+        for name, size in (("data_dim", data_dim), ("latent_dim", latent_dim)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise UsageError(f"{name}={size!r} given, expected a whole number of at least 1")
+        self.data_shape: tuple[int, ...] = (data_dim,)
+        self.latent_shape: tuple[int, ...] = (latent_dim,)
+        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(data_dim, latent_dim)))
+        self.bias = nn.Parameter(torch.zeros(data_dim))
+        self.encoder_weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(latent_dim, data_dim)))
+        self.encoder_bias = nn.Parameter(torch.zeros(latent_dim))
+        self.latent_log_variance = nn.Parameter(torch.zeros(latent_dim))
+        self.log_variance = nn.Parameter(torch.zeros(()))
+
+    def posterior(self, x: Float[Tensor, "B D"]) -> DiagonalNormal:
+        """q(z|x) for x (B, D)."""
+        return DiagonalNormal(x @ self.encoder_weight.T + self.encoder_bias, self.latent_log_variance)
+
+    def prior(self) -> DiagonalNormal:
+        """p(z) = N(0, I)."""
+        zeros = torch.zeros_like(self.latent_log_variance)
+        return DiagonalNormal(zeros, zeros, event_dim=1)
+
+    def likelihood(self, z: Float[Tensor, "B H"]) -> DiagonalNormal:
+        """p(x|z) for z (B, H)."""
+        return DiagonalNormal(z @ self.weight.T + self.bias, self.log_variance)
+
+    def elbo_terms(self, statistics: DataMoments) -> LinearElboTerms:
+        """The ELBO's parts, exact: no sampling, O(D²H) for any number of data points (the first call is O(D³))."""
+        mean, factor = self._mean_and_factor(statistics)
+        # The columns of A stand for the centred data: no difference of large traces, as tr S - 2 tr WVS + … would be.
+        latent_factor = self.encoder_weight @ factor
+        latent_mean = self.encoder_weight @ mean + self.encoder_bias
+        latent_variance = self.latent_log_variance.exp()
+        squared_error = (
+            (factor - self.weight @ latent_factor).square().sum()
+            + (mean - self.bias - self.weight @ latent_mean).square().sum()
+            + (latent_variance * self.weight.square().sum(0)).sum()
+        )
+        second_moment = latent_factor.square().sum(1) + latent_mean.square() + latent_variance
+        latent_entropy = normal_entropy(self.latent_log_variance)
+        log_normaliser = len(mean) * (LOG_2PI + self.log_variance)
+        return LinearElboTerms(
+            reconstruction=-0.5 * (log_normaliser + squared_error * torch.exp(-self.log_variance)),
+            kl=0.5 * (LOG_2PI + second_moment) - latent_entropy,
+            encoder_entropy=latent_entropy.sum(),
+            prior_entropy=normal_entropy(torch.zeros_like(latent_entropy)).sum(),
+            decoder_entropy=len(mean) * normal_entropy(self.log_variance),
+        )
+
+    def elbo(self, statistics: DataMoments) -> Float[Tensor, ""]:
+        """The exact ELBO, (), with gradients."""
+        return self.elbo_terms(statistics).elbo
+
+    def log_likelihood(self, x: Num[Tensor, "N D"]) -> Float[Tensor, "N"]:
+        """Exact log p(x) = log N(x; b, W Wᵀ + σ² I), (N,), of each row of x (N, D), seen in training or not."""
+        mahalanobis, log_det = self._mahalanobis(x.to(self.weight) - self.bias)
+        return -0.5 * (len(self.bias) * LOG_2PI + log_det + mahalanobis)
+
+    def mean_log_likelihood(self, statistics: DataMoments) -> Float[Tensor, ""]:
+        """Mean of `log_likelihood`, (), over the data that the statistics are of."""
+        mean, factor = self._mean_and_factor(statistics)
+        mahalanobis, log_det = self._mahalanobis(torch.cat([factor.T, (mean - self.bias).unsqueeze(0)]))
+        return -0.5 * (len(mean) * LOG_2PI + log_det + mahalanobis.sum())
+
+    def _mean_and_factor(self, statistics: DataMoments) -> tuple[Tensor, Tensor]:
+        if (given := len(statistics.mean)) != len(self.bias):
+            raise UsageError(f"statistics of {given} features given, expected {len(self.bias)} as the model has")
+        return statistics.mean.to(self.weight), statistics.factor.to(self.weight)
+
+    def _mahalanobis(self, rows: Float[Tensor, "N D"]) -> tuple[Float[Tensor, "N"], Float[Tensor, ""]]:
+        """rᵀ C⁻¹ r of each row and log |C|, for C = W Wᵀ + σ² I."""
+        # rᵀ C⁻¹ r = min_z ‖r - W z‖²/σ² + ‖z‖²: least squares with the matrix [W; σ I] = Q R. Nothing is D × D, no two
+        # large numbers are subtracted, and no condition number is squared (RᵀR = M = WᵀW + σ² I is not formed).
+        (data_dim, latent_dim), std = self.weight.shape, torch.exp(0.5 * self.log_variance)
+        q, r = torch.linalg.qr(torch.cat([self.weight, torch.diag(std.expand(latent_dim))]))
+        fit = rows @ q[:data_dim]
+        squares = (rows - fit @ q[:data_dim].T).square().sum(1) + (fit @ q[data_dim:].T).square().sum(1)
+        log_det = (data_dim - latent_dim) * self.log_variance + 2 * r.diagonal().abs().log().sum()
+        return squares / std.square(), log_det
+
+    @classmethod
+    def optimum(
+        cls,
+        data: Tensor | np.ndarray | DataMoments,
+        latent_dim: int,
+        *,
+        eigenvectors: Sequence[int] | None = None,
+        ddof: int = 0,
+    ) -> "LinearVAE":
+        """The global optimum of the ELBO, or another stationary point, in closed form; a model in float64.
+
+        With U the chosen eigenvectors, λ their eigenvalues and σ² the mean of the others: W = U (λ - σ²)^½, b the mean
+        of the data, q the exact posterior, τ² = σ²/λ. Such a stationary point exists where each chosen λ ≥ σ² (at λ_h =
+        σ² latent h is collapsed: W_h = 0, τ_h² = 1). All choices but the first H are saddles, ties aside.
+
+        Args:
+            data: (N, D), or its moments.
+            latent_dim: H.
+            eigenvectors: which ones the latents take, 0 for the largest eigenvalue; by default the first H. Fewer than
+                H leave the remaining latents collapsed.
+            ddof: divide the covariance by N - ddof. 1 gives the model of scikit-learn's `PCA` (where N > D), which is
+                not stationary for the data themselves.
+
+        Raises:
+            DataError: data that `DataMoments.of` does not take.
+            UsageError: arguments that do not fit, a chosen λ < σ², or σ² = 0, where the ELBO has no upper bound.
+        """
+        statistics = data if isinstance(data, DataMoments) else DataMoments.of(data)
+        num_points = statistics.num_points
+        if not 0 <= ddof < num_points:
+            raise UsageError(f"ddof={ddof} given for {num_points} data points, expected 0 to {num_points - 1}")
+        values, vectors = statistics.eigen
+        values = values * (num_points / (num_points - ddof))
+        with seeded(0, values.device):
+            model = cls(len(values), latent_dim).to(values)
+        chosen = _check_eigenvectors(eigenvectors, latent_dim, len(values))
+        variance, excess = _noise_and_excess(values, chosen)
+        latents, mean = slice(len(chosen)), to_float64(statistics.mean)
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
+        with torch.no_grad():
+            model.weight[:, latents] = vectors[:, chosen] * excess.sqrt()
+            model.encoder_weight[latents] = (vectors[:, chosen] * (excess.sqrt() / (variance + excess))).T
+            model.bias.copy_(mean)
+            model.encoder_bias.copy_(-model.encoder_weight @ mean)
+            model.latent_log_variance[latents] = -torch.log1p(excess / variance)
+            model.log_variance.copy_(variance.log())
+        return model
+
+
+def _check_eigenvectors(eigenvectors: Sequence[int] | None, latent_dim: int, data_dim: int) -> list[int]:
+    chosen = [operator.index(i) for i in (range(latent_dim) if eigenvectors is None else eigenvectors)]
+    if len(chosen) >= data_dim:
+        raise UsageError(
+            f"{len(chosen)} latents given for {data_dim} features, expected fewer: the ELBO has no upper bound (σ² → 0)"
+            f"; lower latent_dim, or collapse the others with eigenvectors=range({data_dim - 1})"
+        )
+    if len(set(chosen)) < len(chosen) or len(chosen) > latent_dim or not all(0 <= i < data_dim for i in chosen):
+        raise UsageError(
+            f"eigenvectors={eigenvectors!r} given, expected at most latent_dim={latent_dim} different numbers from 0 "
+            f"(the largest eigenvalue) to {data_dim - 1}"
+        )
+    return chosen
+
+
+def _noise_and_excess(values: Tensor, chosen: list[int]) -> tuple[Tensor, Tensor]:
+    """σ² () and λ - σ² of the chosen eigenvalues."""
+    left_out = torch.ones_like(values, dtype=torch.bool)
+    left_out[chosen] = False
+    variance, rounding = values[left_out].mean(), len(values) * torch.finfo(values.dtype).eps * values[0]
+    if variance <= rounding:
+        raise UsageError(
+            f"{len(chosen)} latents given for data of rank {int((values > rounding).sum())}, expected fewer than the "
+            "rank: no variance is left for the noise and the ELBO has no upper bound (σ² → 0); lower latent_dim"
+        )
+    excess = values[chosen] - variance
+    if bool((excess < -rounding).any()):
+        lowest = chosen[int(excess.argmin())]
+        raise UsageError(
+            f"eigenvector {lowest} given, with eigenvalue {float(values[lowest]):.6g}, expected at least σ² = "
+            f"{float(variance):.6g}, the mean of those left out: no stationary point has it; leave it out too"
+        )
+    return variance, excess.clamp(min=0)

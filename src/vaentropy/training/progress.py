@@ -1,0 +1,55 @@
+"""A progress bar on stderr; silent without a terminal."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from vaentropy.errors import MissingExtraError
+
+__all__ = ["Report", "progress_bar"]
+
+
+class Report(Protocol):
+    """Called after an epoch (or any other unit of work) with what to show."""
+
+    def __call__(self, note: str = "", /, advance: int = 1) -> None: ...
+
+
+def _silent(note: str = "", /, advance: int = 1) -> None:
+    return
+
+
+@contextmanager
+def progress_bar(total: int, what: str, *, show: bool | None = None) -> Iterator[Report]:
+    """A bar of `total` units.
+
+    Args:
+        total: units of work.
+        what: shown in front of the bar.
+        show: None shows it where stderr is a terminal and rich is installed.
+
+    Raises:
+        MissingExtraError: `show` is True and rich is not installed.
+    """
+    if show is False or (show is None and not sys.stderr.isatty()):
+        yield _silent
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        if show:
+            raise MissingExtraError("rich", "cli") from None
+        yield _silent
+        return
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda note="", /, advance=1: bar.update(task, advance=advance, description=note)

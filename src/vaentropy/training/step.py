@@ -1,0 +1,77 @@
+"""One step of gradient ascent on the ELBO, and the sums that watch it at no further cost."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from vaentropy._typing import Float, Tensor
+from vaentropy.expectation import Nodes
+from vaentropy.vae import VAE, ElboTerms
+
+__all__ = ["RunningSums", "training_step"]
+
+
+def training_step(
+    model: VAE,
+    x: Float[Tensor, "B *data"],
+    nodes: Nodes,
+    optimizer: torch.optim.Optimizer,
+    *,
+    beta: float = 1.0,
+    rate: float = 0.0,
+    clip_norm: float | None = None,
+) -> ElboTerms:
+    """Ascend reconstruction - β KL - penalty once; return the terms from before the step.
+
+    Args:
+        model: changed in place.
+        x: (B, *data_shape).
+        nodes: noise and weights of the expectation.
+        optimizer: holds the parameters that are learned by gradient.
+        beta: weight of the KL term.
+        rate: of analytic variances, see `VAE.elbo_terms`; 0 where they are learned by gradient.
+        clip_norm: largest norm of the gradient; None does not clip.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    terms = model.elbo_terms(x, nodes.noise, nodes.weights, rate=rate)
+    loss = beta * terms.kl.sum(-1).mean() - terms.reconstruction.mean()
+    if model.columns == "penalty":
+        loss = loss + model.penalty()
+    loss.backward()
+    if clip_norm is not None:
+        nn.utils.clip_grad_norm_(_parameters(optimizer), clip_norm)
+    optimizer.step()
+    return terms
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+class RunningSums:
+    """Means of the ELBO's terms over the steps of an epoch; they stay on the device until they are read."""
+
+    NAMES = ("reconstruction", "kl", "encoder_entropy", "prior_entropy", "decoder_entropy")
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.num_points = 0
+
+    @torch.no_grad()
+    def add(self, terms: ElboTerms) -> None:
+        """Count one batch."""
+        size = len(terms.reconstruction)
+        # Means of KL are over points alone: its latents are summed.
+        means = [terms.kl.sum() / size if name == "kl" else getattr(terms, name).mean() for name in self.NAMES]
+        batch = torch.stack(means) * size
+        self.total = batch if self.total is None else self.total + batch
+        self.num_points += size
+
+    def read(self) -> dict[str, float]:
+        """Means per data point, with ELBO, entropy sum and gap; waits for the device."""
+        assert self.total is not None
+        means = dict(zip(self.NAMES, (self.total.double().cpu() / self.num_points).tolist(), strict=True))
+        elbo = means["reconstruction"] - means["kl"]
+        entropy_sum = means["encoder_entropy"] - means["prior_entropy"] - means["decoder_entropy"]
+        return {"elbo": elbo, "entropy_sum": entropy_sum, "gap": elbo - entropy_sum, **means}
