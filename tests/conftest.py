@@ -16,7 +16,7 @@ if os.environ.get("VAENTROPY_TYPECHECK", "1") != "0":
     # the global generators alone can compare torch's and numpy's states, but not that one.
     jaxtyping.install_import_hook("vaentropy", "beartype.beartype")
 
-NUM_THREADS = 2
+NUM_THREADS = 1
 
 # No deadline: the first call of a torch function takes long. The same examples on every run in CI, so that a failure
 # there belongs to the change; new ones on a developer's machine, so that they find something.
@@ -26,7 +26,7 @@ hypothesis.settings.load_profile("default")
 
 @pytest.fixture(scope="session", autouse=True)
 def fixed_number_of_threads():
-    """The same number of threads everywhere: it changes the order of sums, and more than the cores slow a test down."""
+    """The same number of threads everywhere: it changes the order of sums, and threads slow small tensors down."""
     before = torch.get_num_threads()
     torch.set_num_threads(NUM_THREADS)
     yield

@@ -172,9 +172,8 @@ def as_torch(distribution: Distribution) -> Distribution:
     return distribution
 
 
-def _rows(x: Tensor, batch_size: int) -> Tensor:
-    """(B,): summed over everything but the row; what has no row axis is the same for all."""
-    x = x if x.ndim and len(x) == batch_size else x.expand(batch_size, *x.shape)
+def _rows(x: Tensor) -> Tensor:
+    """(B,): summed over everything but the row."""
     return x.flatten(1).sum(1) if x.ndim > 1 else x
 
 
@@ -203,7 +202,7 @@ def reference(model, x: Tensor, z: Tensor, weights: Tensor) -> dict[str, Tensor]
     p = p.expand(latent_shape) if not (p.batch_shape + p.event_shape) else p
 
     def over_nodes(of: Callable[[Tensor], Tensor]) -> Tensor:
-        return torch.stack([w * _rows(of(z_k), size) for w, z_k in zip(weights, z, strict=True)]).sum(0)
+        return torch.stack([w * _rows(of(z_k)) for w, z_k in zip(weights, z, strict=True)]).sum(0)
 
     def decoder(z_k: Tensor) -> Distribution:
         return as_torch(model.likelihood(z_k))
@@ -213,10 +212,10 @@ def reference(model, x: Tensor, z: Tensor, weights: Tensor) -> dict[str, Tensor]
         return d.rate - torch.special.xlogy(d.rate, d.rate) if isinstance(d, Poisson) else d.entropy()
 
     out = {
-        "encoder_entropy": _rows(q.entropy(), size),
+        "encoder_entropy": _rows(q.entropy()),
         "reconstruction": over_nodes(lambda z_k: decoder(z_k).log_prob(x)),
         "decoder_entropy": over_nodes(pseudo_entropy),
-        "log_base": -_rows(torch.lgamma(x + 1.0), size)
+        "log_base": -_rows(torch.lgamma(x + 1.0))
         if isinstance(decoder(z[0]), Poisson)
         else torch.zeros(size, dtype=F64),
     }
@@ -231,16 +230,16 @@ def reference(model, x: Tensor, z: Tensor, weights: Tensor) -> dict[str, Tensor]
             if full
             else Normal(m0, a2.sqrt())
         )
-        out["kl"] = _rows(kl_divergence(qm, pm), size)
+        out["kl"] = _rows(kl_divergence(qm, pm))
         out["prior_second_moment"] = (mean - m0) ** 2 + variance
         out["prior_residuals"] = -0.5 * (out["prior_second_moment"] / a2 - 1)
-        out["prior_gap"] = _rows(out["prior_residuals"], size)
-        out["prior_entropy"] = _rows(p.entropy().expand(p.batch_shape), size)
+        out["prior_gap"] = _rows(out["prior_residuals"])
+        out["prior_entropy"] = p.entropy().sum().expand(size)
     else:
         cross = over_nodes(lambda z_k: p.log_prob(z_k))
         out["kl"] = -out["encoder_entropy"] - cross
         if not isinstance(p, MixtureSameFamily):
-            out["prior_entropy"] = _rows(p.entropy(), size)
+            out["prior_entropy"] = p.entropy().sum().expand(size)
             out["prior_gap"] = cross + out["prior_entropy"]
     d = decoder(z[0])
     if isinstance(d.base_dist if isinstance(d, Independent) else d, Normal):
@@ -248,7 +247,7 @@ def reference(model, x: Tensor, z: Tensor, weights: Tensor) -> dict[str, Tensor]
         scaled = [e / decoder(z_k).variance for e, z_k in zip(errors, z, strict=True)]
         out["squared_error"] = torch.einsum("k,k...->...", weights, torch.stack(errors))
         out["decoder_residuals"] = -0.5 * torch.einsum("k,k...->...", weights, torch.stack(scaled) - 1)
-        out["decoder_gap"] = _rows(out["decoder_residuals"], size)
+        out["decoder_gap"] = _rows(out["decoder_residuals"])
     else:
         out["decoder_gap"] = out["reconstruction"] + out["decoder_entropy"] - out["log_base"]
     out["elbo"] = out["reconstruction"] - out["kl"]

@@ -1,3 +1,58 @@
-"""Gaussian variational autoencoders whose ELBO is a sum of three entropies."""
+"""Gaussian variational autoencoders whose ELBO is a sum of three entropies: train, evaluate, calibrate.
+
+The names below are loaded at their first use, so that `vaentropy --help` does not wait for PyTorch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "VAE": "vaentropy.vae",
+    "Bernoulli": "vaentropy.likelihoods",
+    "Evaluation": "vaentropy.evaluation",
+    "Gaussian": "vaentropy.likelihoods",
+    "History": "vaentropy.training",
+    "LinearVAE": "vaentropy.linear",
+    "MonteCarlo": "vaentropy.expectation",
+    "Poisson": "vaentropy.likelihoods",
+    "calibrate": "vaentropy.calibration",
+    "evaluate": "vaentropy.evaluation",
+    "fit": "vaentropy.training",
+    "from_functions": "vaentropy.model",
+    "load": "vaentropy.runs",
+    "vae0": "vaentropy.vae",
+    "vae1": "vaentropy.vae",
+    "vae2": "vaentropy.vae",
+    "vae3": "vaentropy.vae",
+}
+
+if TYPE_CHECKING:
+    from vaentropy.calibration import calibrate as calibrate
+    from vaentropy.evaluation import Evaluation as Evaluation
+    from vaentropy.evaluation import evaluate as evaluate
+    from vaentropy.expectation import MonteCarlo as MonteCarlo
+    from vaentropy.likelihoods import Bernoulli as Bernoulli
+    from vaentropy.likelihoods import Gaussian as Gaussian
+    from vaentropy.likelihoods import Poisson as Poisson
+    from vaentropy.linear import LinearVAE as LinearVAE
+    from vaentropy.model import from_functions as from_functions
+    from vaentropy.runs import load as load
+    from vaentropy.training import History as History
+    from vaentropy.training import fit as fit
+    from vaentropy.vae import VAE as VAE
+    from vaentropy.vae import vae0 as vae0
+    from vaentropy.vae import vae1 as vae1
+    from vaentropy.vae import vae2 as vae2
+    from vaentropy.vae import vae3 as vae3
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vaentropy' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -13,6 +13,7 @@ from torch.distributions import Distribution, Independent
 
 from vaentropy._typing import Tensor
 from vaentropy.distributions import (
+    DiagonalNormal,
     FactorTerms,
     as_batch,
     as_prior,
@@ -22,7 +23,7 @@ from vaentropy.distributions import (
     normal_cross_log_prob,
     normal_entropy,
 )
-from vaentropy.errors import ModelError, UsageError
+from vaentropy.errors import DataError, ModelError, UsageError
 from vaentropy.expectation import Expectation
 from vaentropy.model import LatentVariableModel
 
@@ -107,7 +108,7 @@ def _latents_in_closed_form(q: Distribution, p: Distribution) -> dict[str, Tenso
         entropies = None
         # ½ log det(2πe Σ): the Cholesky factor's diagonal holds √ of the conditional variances.
         encoder_entropy = normal_entropy(2 * cholesky.diagonal(dim1=-2, dim2=-1).log()).sum(-1)
-    prior_mean, prior_log_variance = (parameter.to(mean.device) for parameter in prior)
+    prior_mean, prior_log_variance = prior
     second_moment = (mean - prior_mean).square() + log_variance.exp()
     residuals = 0.5 * (1 - second_moment * torch.exp(-prior_log_variance))
     cross = normal_cross_log_prob(mean, log_variance, prior_mean, prior_log_variance)
@@ -180,6 +181,16 @@ def _totals(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def _on_device(p: Distribution, device: torch.device) -> Distribution:
+    """A normal prior on `device`: one made of plain numbers knows nothing of the model's."""
+    parameters = diagonal_parameters(p)
+    # On mps, which has no float64, all float64 terms live on the CPU.
+    if parameters is None or parameters[0].device == device or device.type == "mps":
+        return p
+    mean, log_variance = (parameter.to(device) for parameter in parameters)
+    return DiagonalNormal(mean, log_variance, event_dim=len(p.event_shape), validate_args=False)
+
+
 def _draw(q: Distribution, noise: Tensor) -> Tensor:
     """z for standard normal noise (B or 1, *latent); for a posterior that is not normal, its own draw."""
     while isinstance(q, Independent):
@@ -204,13 +215,19 @@ def decompose(
         generator: of the noise, on the device of `x`.
 
     Raises:
-        ModelError: a method returned something of another shape.
+        ModelError: a method returned something of another shape, or not a number.
+        DataError: the model takes no integers.
         UsageError: the expectation needs a normal posterior and this one is not.
     """
     batch_size = len(x)
-    q = as_batch(model.posterior(x), batch_size, "posterior(x)")
+    try:
+        q = as_batch(model.posterior(x), batch_size, "posterior(x)")
+    except RuntimeError as error:
+        if x.is_floating_point():
+            raise
+        raise DataError(f"the model failed on data of dtype {x.dtype}; convert them as for its training") from error
     latent_shape = q.event_shape
-    p = as_prior(model.prior(), batch_size, latent_shape)
+    p = _on_device(as_prior(model.prior(), batch_size, latent_shape), x.device)
     gaussian = diagonal_parameters(q) is not None or full_parameters(q) is not None
     if not gaussian and expectation.gaussian_only:
         raise UsageError(f"{type(expectation).__name__} needs a normal posterior, got {q}; use MonteCarlo")
@@ -235,4 +252,8 @@ def decompose(
         at_node |= _totals(at_node)
         for name, value in at_node.items():
             averages.setdefault(name, _NodeAverage(nodes.group)).add(value, weight)
-    return Decomposition({name: a.result() for name, a in averages.items()}, frozenset(sampled), tuple(latent_shape))
+    terms = {name: average.result() for name, average in averages.items()}
+    if bool(terms["elbo"].value.isnan().any()):
+        row = int(terms["elbo"].value.isnan().nonzero()[0])
+        raise ModelError(f"the ELBO of row {row} of a batch is not a number; look for NaN in the model's parameters")
+    return Decomposition(terms, frozenset(sampled), tuple(latent_shape))

@@ -80,7 +80,7 @@ class DiagonalNormal(Distribution):
 
     Args:
         mean: (*batch, *event).
-        log_variance: log of the variance (not of the standard deviation); broadcasts to `mean`.
+        log_variance: log of the variance (not of the standard deviation); broadcasts to `mean`; may have a wider dtype.
         event_dim: how many of the last axes are the event; by default all but the first.
     """
 
@@ -127,7 +127,7 @@ class DiagonalNormal(Distribution):
 
     def transform(self, noise: Tensor) -> Tensor:
         """mean + stddev · noise: standard normal noise becomes a draw; `noise` broadcasts to `mean`."""
-        return self.loc + self.stddev * noise
+        return self.loc + self.stddev.to(self.loc.dtype) * noise
 
     def rsample(self, sample_shape: Size | Sequence[int] = ()) -> Tensor:
         """Reparametrised draws (*sample_shape, *batch, *event) from the global generator."""

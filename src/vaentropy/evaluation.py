@@ -108,18 +108,19 @@ class Terms:
     optimal_prior_variance: Tensor | None
     gains: Gains
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and dicts, for JSON."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.repr}
+    def to_dict(self, *, vectors: bool = True) -> dict[str, Any]:
+        """Plain numbers, lists and dicts, for JSON; without `vectors`, only what is one number."""
+        return _plain(self, vectors)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, vectors: bool) -> Any:
     if isinstance(value, Tensor):
         return value.tolist()
-    if isinstance(value, Terms):
-        return value.to_dict()
+    if isinstance(value, Expectation):
+        return repr(value)
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        named = {f.name: getattr(value, f.name) for f in fields(value) if f.repr}
+        return {name: _plain(v, vectors) for name, v in named.items() if vectors or not isinstance(v, Tensor)}
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -163,9 +164,9 @@ class Evaluation(Terms):
         """|gap| / |elbo|, as the paper measures it."""
         return abs(self.gap) / abs(self.elbo) if self.elbo else math.inf
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, *, vectors: bool = True) -> dict[str, Any]:
         """Plain numbers, lists and dicts, for JSON; without `moments` and `pointwise`."""
-        return {**super().to_dict(), "expectation": repr(self.expectation), "relative_gap": self.relative_gap}
+        return {**super().to_dict(vectors=vectors), "relative_gap": self.relative_gap}
 
     def __str__(self) -> str:
         """The ledger."""

@@ -94,6 +94,8 @@ def _remarks(e: "Evaluation") -> list[str]:
         remarks.append(f"rescale σ² of each feature: {gains}")
     if g.prior_variance is not None:
         remarks.append(f"rescale the prior to the posteriors: gains {_number(float(g.prior_variance.sum()))} nats")
+    if e.elbo == -math.inf:
+        remarks.append("the ELBO is -inf: the model gives some data probability 0")
     if e.sampled:
         remarks.append(f"Monte Carlo estimate, for want of a closed form: entropy of {', '.join(e.sampled)}")
     if e.mc_stderr is None:

@@ -185,7 +185,7 @@ class GaussianHead(Head):
 
     def distribution(self, features: Tensor) -> DiagonalNormal:
         """N(μ(z), σ²)."""
-        return DiagonalNormal(self.mean(features), self.log_variance_at(features))
+        return DiagonalNormal(self.mean(features), self.log_variance_at(features), validate_args=False)
 
     def log_prob_and_entropy(
         self, x: Tensor, features: Tensor, *, weights: Tensor | None = None, rate: float = 0.0

@@ -171,11 +171,12 @@ class VAE(nn.Module):
 
     def posterior(self, x: Float[Tensor, "B *data"]) -> DiagonalNormal:
         """q(z|x) for x (B, *data_shape)."""
-        return DiagonalNormal(*self._encode(x))
+        return DiagonalNormal(*self._encode(x), validate_args=False)
 
     def prior(self) -> DiagonalNormal:
         """p(z) = N(0, diag α²)."""
-        return DiagonalNormal(torch.zeros_like(self.prior_log_variance), self.prior_log_variance, event_dim=1)
+        mean = torch.zeros_like(self.prior_log_variance)
+        return DiagonalNormal(mean, self.prior_log_variance, event_dim=1, validate_args=False)
 
     def likelihood(self, z: Float[Tensor, "B H"]) -> Distribution:
         """p(x|z) for z (B, H)."""

@@ -33,8 +33,8 @@ class StationaryPoint:
     hessian_min: float
 
 
-def _gradient(objective: Tensor, parameters: Sequence[Tensor], **options: bool) -> Tensor:
-    return torch.cat([g.flatten() for g in torch.autograd.grad(objective, parameters, **options)])
+def _gradient(objective: Tensor, parameters: Sequence[Tensor], *, create_graph: bool = False) -> Tensor:
+    return torch.cat([g.flatten() for g in torch.autograd.grad(objective, parameters, create_graph=create_graph)])
 
 
 def _hessian(objective: Tensor, parameters: Sequence[Tensor]) -> Tensor:

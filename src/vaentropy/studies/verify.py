@@ -1,8 +1,8 @@
 """`verify`: the theorem, checked to the last digits on models small enough to be driven to a stationary point.
 
-Each case minimises -ELBO plus a ridge that keeps the optimum at finite weights. The ridge does not change along the moves
-that the theorem needs (scaling σ²; scaling a latent, or α²), so a stationary point of the sum is one of the ELBO along
-these moves, and the theorem holds there. `gradient_norm` and `hessian_min` are those of the sum.
+Each nonlinear case minimises -ELBO plus a ridge that keeps the optimum at finite weights. The ridge does not change along
+the moves that the theorem needs (scaling σ²; scaling a latent, or α²), so a stationary point of the sum is one of the
+ELBO along these moves, and the theorem holds there. `gradient_norm` and `hessian_min` are those of the sum.
 """
 
 from collections.abc import Callable, Sequence

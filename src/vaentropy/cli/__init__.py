@@ -1,0 +1,37 @@
+"""The `vaentropy` command. It needs the extra `cli`; without it, `main` says how to get it."""
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit status: 0, 1 where a check failed, 2 for a user's mistake (one line on stderr), 130."""
+    try:
+        import click
+    except ImportError:
+        return _fail("click is not installed; run: pip install 'vaentropy[cli]'")
+    from vaentropy.cli.commands import vaentropy
+    from vaentropy.errors import VaentropyError
+
+    try:
+        status = vaentropy.main(arguments, prog_name="vaentropy", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return USER_ERROR
+    except click.ClickException as error:
+        return _fail(error.format_message())
+    except VaentropyError as error:
+        return _fail(str(error))
+    except (KeyboardInterrupt, click.Abort):
+        print("vaentropy: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str) -> int:
+    print(f"vaentropy: {' '.join(message.split())}", file=sys.stderr)
+    return USER_ERROR
