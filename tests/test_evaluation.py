@@ -220,7 +220,7 @@ def test_draws_from_a_posterior_that_is_not_normal():
     model = Toy(0, "laplace")
     recording = Recording(model)
     x = model.data(2)
-    evaluate(recording, x, expectation=MonteCarlo(3000))
+    evaluate(recording, x, expectation=MonteCarlo(800))
     q, z = model.posterior(x), torch.stack(recording.z)
     for n in range(2):
         for h in range(2):

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "VAE": "vaentropy.vae",
     "Bernoulli": "vaentropy.likelihoods",
-    "Evaluation": "vaentropy.evaluation",
+    "Evaluation": "vaentropy.results",
     "Gaussian": "vaentropy.likelihoods",
     "History": "vaentropy.training",
     "LinearVAE": "vaentropy.linear",
@@ -30,7 +30,6 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from vaentropy.calibration import calibrate as calibrate
-    from vaentropy.evaluation import Evaluation as Evaluation
     from vaentropy.evaluation import evaluate as evaluate
     from vaentropy.expectation import MonteCarlo as MonteCarlo
     from vaentropy.likelihoods import Bernoulli as Bernoulli
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from vaentropy.likelihoods import Poisson as Poisson
     from vaentropy.linear import LinearVAE as LinearVAE
     from vaentropy.model import from_functions as from_functions
+    from vaentropy.results import Evaluation as Evaluation
     from vaentropy.runs import load as load
     from vaentropy.training import History as History
     from vaentropy.training import fit as fit

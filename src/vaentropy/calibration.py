@@ -8,8 +8,9 @@ import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.errors import UnsupportedError, UsageError
-from vaentropy.evaluation import Evaluation, evaluate
+from vaentropy.evaluation import evaluate
 from vaentropy.model import LatentVariableModel, Rescaled, placement
+from vaentropy.results import Evaluation
 
 __all__ = ["calibrate", "optimal_factors"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vaentropy.evaluation import Evaluation, Terms
+    from vaentropy.results import Evaluation, Terms
 
 __all__ = ["add_up", "render"]
 

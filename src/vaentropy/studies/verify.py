@@ -1,8 +1,8 @@
 """`verify`: the theorem, checked to the last digits on models small enough to be driven to a stationary point.
 
-Each nonlinear case minimises -ELBO plus a ridge that keeps the optimum at finite weights. The ridge does not change along
-the moves that the theorem needs (scaling σ²; scaling a latent, or α²), so a stationary point of the sum is one of the
-ELBO along these moves, and the theorem holds there. `gradient_norm` and `hessian_min` are those of the sum.
+Each nonlinear case minimises -ELBO plus a ridge that keeps the optimum at finite weights. The ridge does not change
+along the moves that the theorem needs (scaling σ²; scaling a latent, or α²), so a stationary point of the sum is one of
+the ELBO along these moves, and the theorem holds there. `gradient_norm` and `hessian_min` are those of the sum.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,11 +15,12 @@ from torch import nn
 from vaentropy._typing import Tensor
 from vaentropy.data import pca
 from vaentropy.distributions import LOG_2PI, DiagonalNormal, FactorTerms, factor_terms, normal_log_prob, to_float64
-from vaentropy.evaluation import Evaluation, evaluate
+from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation, Frozen, GaussHermite
 from vaentropy.likelihoods import Gaussian, GaussianHead
 from vaentropy.linear import DataMoments, LinearVAE
 from vaentropy.networks import MLPDecoder
+from vaentropy.results import Evaluation
 from vaentropy.studies.stationary import curvature, descend
 from vaentropy.vae import VAE, LearnedNormal
 

@@ -12,9 +12,10 @@ from torch import nn
 from vaentropy._typing import Tensor
 from vaentropy.calibration import optimal_factors
 from vaentropy.errors import DataError, TrainingError, UsageError
-from vaentropy.evaluation import Evaluation, evaluate
+from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import placement
+from vaentropy.results import Evaluation
 from vaentropy.seeding import seeded
 from vaentropy.training.history import History, Row
 from vaentropy.training.progress import progress_bar

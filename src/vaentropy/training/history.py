@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vaentropy.evaluation import Evaluation
+from vaentropy.results import Evaluation
 
 __all__ = ["History"]
 

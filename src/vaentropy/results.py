@@ -1,0 +1,288 @@
+"""What an evaluation says: read-outs of the mergeable sums, in nats per data point."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+import torch
+
+from vaentropy import ledger
+from vaentropy._typing import Tensor
+from vaentropy.errors import UsageError
+from vaentropy.expectation import Expectation
+from vaentropy.moments import Moment, merge
+
+__all__ = ["Entropies", "Evaluation", "Gains", "Mode", "Terms", "concatenate", "read_out", "scale_gain"]
+
+Mode = Literal["eval", "train"]
+# log σ² that varies less than this over data and draws of z counts as one constant.
+CONSTANT_LOG_VARIANCE = 1e-9
+
+
+def scale_gain(ratio: Tensor) -> Tensor:
+    """½ (ρ - 1 - log ρ), element by element: nats gained by multiplying a Gaussian variance by its optimal factor ρ.
+
+    Zero at ρ = 1, infinite at ρ = 0, where the ELBO has no upper bound.
+    """
+    return 0.5 * (ratio - 1 - ratio.log())
+
+
+@dataclass(frozen=True)
+class Entropies:
+    """The three entropies, nats per data point. The decoder's is a pseudo entropy for Poisson."""
+
+    encoder: float
+    prior: float
+    decoder: float
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Nats per data point that setting a variance to its optimum would bring, everything else held fixed.
+
+    They hold for the data evaluated, and are biased upward where these are few.
+
+    Attributes:
+        variance: σ² (whatever its form) times one factor for all features; None without a normal likelihood.
+        feature_variance: σ² times a factor of its own for each feature, data_shape; these add up.
+        prior_variance: α² times a factor of its own for each latent, latent_shape; these add up. None without a
+            normal prior.
+    """
+
+    variance: float | None
+    feature_variance: Tensor | None
+    prior_variance: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """The ELBO and its parts, nats per data point. Vectors are float64 on the CPU.
+
+    `entropy_sum = entropies.encoder - entropies.prior - entropies.decoder + log_base`,
+    `gap = elbo - entropy_sum = prior_gap + decoder_gap`.
+
+    Attributes:
+        elbo: evidence lower bound.
+        reconstruction: E_q log p(x|z).
+        kl: KL(q(z|x) ‖ p(z)).
+        entropies: encoder, prior, decoder.
+        log_base: mean log base measure; 0 but for Poisson, where it is -log x!.
+        entropy_sum: what the ELBO equals at a stationary point.
+        gap: elbo - entropy_sum.
+        prior_gap: part of the gap from the prior; the sum of `prior_residuals`.
+        decoder_gap: part of the gap from the decoder; the sum of `decoder_residuals`.
+        prior_residuals: per latent, latent_shape; None where prior or posterior does not factorise.
+        decoder_residuals: per feature, data_shape; None where the likelihood does not factorise.
+        kl_per_latent: latent_shape; None for a posterior with full covariance.
+        encoder_entropy_per_latent: latent_shape; None for a posterior with full covariance.
+        optimal_variance: σ²*, mean squared error over points, draws and features; None without a normal likelihood.
+        optimal_feature_variance: σ_d²*, data_shape; None likewise.
+        variance_ratio: optimal factor on σ², over all features; above 1 the decoder is over-confident.
+        optimal_prior_variance: α_h²*, latent_shape; None without a normal prior.
+        gains: nats that these would bring.
+    """
+
+    elbo: float
+    reconstruction: float
+    kl: float
+    entropies: Entropies
+    log_base: float
+    entropy_sum: float
+    gap: float
+    prior_gap: float
+    decoder_gap: float
+    prior_residuals: Tensor | None
+    decoder_residuals: Tensor | None
+    kl_per_latent: Tensor | None
+    encoder_entropy_per_latent: Tensor | None
+    optimal_variance: float | None
+    optimal_feature_variance: Tensor | None
+    variance_ratio: float | None
+    optimal_prior_variance: Tensor | None
+    gains: Gains
+
+    def to_dict(self, *, vectors: bool = True) -> dict[str, Any]:
+        """Plain numbers, lists and dicts, for JSON; without `vectors`, only what is one number."""
+        return _plain(self, vectors)
+
+
+def _plain(value: Any, vectors: bool) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, Expectation):
+        return repr(value)
+    if is_dataclass(value):
+        named = {f.name: getattr(value, f.name) for f in fields(value) if f.repr}
+        return {name: _plain(v, vectors) for name, v in named.items() if vectors or not isinstance(v, Tensor)}
+    return list(value) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Terms):
+    """What `evaluate` returns: the terms, their two errors, and the sums they came from. Printing it gives a ledger.
+
+    Attributes:
+        mc_stderr: error of each term from Monte Carlo noise alone, these data held fixed: judge with it whether
+            training has reached a stationary point. None where the noise is shared between points or has one sample.
+        stderr: error of each term for the population that the data came from: judge with it held-out statements.
+        num_points: data points.
+        data_shape: shape of one.
+        latent_shape: shape of one latent.
+        expectation: how the posterior was averaged over.
+        mode: "eval" or "train", the mode in which the networks ran.
+        variance_kind: how σ² was seen to vary: "shared" by all features, "per_feature", "function" of z; None without
+            a normal likelihood.
+        latent_mean_variance: variance over the data of the posterior mean, per latent; None without normal latents.
+        sampled: which entropies are Monte Carlo estimates ("encoder", "prior", "decoder"): for these the identity
+            holds, and the theorem where the family has it.
+        moments: the sums; those of parts of the data merge into those of the whole.
+        pointwise: values per data point of every term that is one number or one per latent, (N, *shape) each, if asked.
+    """
+
+    mc_stderr: Terms | None
+    stderr: Terms
+    num_points: int
+    data_shape: tuple[int, ...]
+    latent_shape: tuple[int, ...]
+    expectation: Expectation
+    mode: Mode
+    variance_kind: Literal["shared", "per_feature", "function"] | None
+    latent_mean_variance: Tensor | None
+    sampled: tuple[str, ...]
+    moments: Mapping[str, Moment] = field(repr=False)
+    pointwise: Mapping[str, Tensor] | None = field(repr=False)
+
+    @property
+    def relative_gap(self) -> float:
+        """|gap| / |elbo|, as the paper measures it."""
+        return abs(self.gap) / abs(self.elbo) if self.elbo else math.inf
+
+    def to_dict(self, *, vectors: bool = True) -> dict[str, Any]:
+        """Plain numbers, lists and dicts, for JSON; without `moments` and `pointwise`."""
+        return {**super().to_dict(vectors=vectors), "relative_gap": self.relative_gap}
+
+    def __str__(self) -> str:
+        """The ledger."""
+        return ledger.render(self)
+
+    @staticmethod
+    def merge(parts: Sequence["Evaluation"]) -> "Evaluation":
+        """The evaluation of several parts of the data as one, exactly; `pointwise` values are concatenated.
+
+        Raises:
+            UsageError: no parts, or parts of different models, expectations or modes.
+        """
+        if not parts:
+            raise UsageError("no evaluations given, expected at least one to merge")
+        first = parts[0]
+        for part in parts:
+            for name in ("data_shape", "latent_shape", "expectation", "mode"):
+                if getattr(part, name) != getattr(first, name):
+                    raise UsageError(
+                        f"evaluations with {name} {getattr(first, name)} and {getattr(part, name)} given, expected the "
+                        "same: merge only evaluations of one model under one setting"
+                    )
+        pointwise = [part.pointwise for part in parts if part.pointwise is not None]
+        return read_out(
+            merge(part.moments for part in parts),
+            num_points=sum(part.num_points for part in parts),
+            data_shape=first.data_shape,
+            latent_shape=first.latent_shape,
+            expectation=first.expectation,
+            mode=first.mode,
+            sampled=tuple(sorted({name for part in parts for name in part.sampled})),
+            pointwise=concatenate(pointwise) if len(pointwise) == len(parts) else None,
+        )
+
+
+# --- From sums to read-outs -----------------------------------------------------------------------------------------
+
+
+def _terms(moments: Mapping[str, Moment], pick: Callable[[Moment], Tensor], *, value: bool) -> Terms:
+    """Terms with `pick` of every moment: the means (`value`), or an error (delta method for what is not linear)."""
+
+    def vector(name: str) -> Tensor | None:
+        return pick(moments[name]) if name in moments else None
+
+    def number(name: str) -> float:
+        return float(pick(moments[name])) if name in moments else 0.0
+
+    def gain(residual: str) -> Tensor | None:
+        """Of a variance whose optimal factor is ρ = 1 - 2 × residual."""
+        if residual not in moments:
+            return None
+        ratio = 1 - 2 * moments[residual].mean
+        return scale_gain(ratio) if value else (1 - 1 / ratio).abs() * pick(moments[residual])
+
+    normal = "squared_error" in moments
+    normal_prior = "prior_second_moment" in moments
+    variance_ratio = variance_gain = None
+    if normal:
+        num_features = moments["squared_error"].mean.numel()
+        mean_ratio = 1 - 2 * moments["decoder_gap"].mean / num_features
+        if value:
+            variance_ratio = float(mean_ratio)
+            variance_gain = float(num_features * scale_gain(mean_ratio))
+        else:
+            variance_ratio = 2 * number("decoder_gap") / num_features
+            variance_gain = float((1 - 1 / mean_ratio).abs()) * number("decoder_gap")
+    return Terms(
+        elbo=number("elbo"),
+        reconstruction=number("reconstruction"),
+        kl=number("kl"),
+        entropies=Entropies(number("encoder_entropy"), number("prior_entropy"), number("decoder_entropy")),
+        log_base=number("log_base"),
+        entropy_sum=number("entropy_sum"),
+        gap=number("gap"),
+        prior_gap=number("prior_gap"),
+        decoder_gap=number("decoder_gap"),
+        prior_residuals=vector("prior_residuals"),
+        decoder_residuals=vector("decoder_residuals"),
+        kl_per_latent=vector("kl_per_latent"),
+        encoder_entropy_per_latent=vector("encoder_entropy_per_latent"),
+        optimal_variance=number("mean_squared_error") if normal else None,
+        optimal_feature_variance=vector("squared_error"),
+        variance_ratio=variance_ratio,
+        optimal_prior_variance=vector("prior_second_moment"),
+        gains=Gains(
+            variance=variance_gain,
+            feature_variance=gain("decoder_residuals") if normal else None,
+            prior_variance=gain("prior_residuals") if normal_prior else None,
+        ),
+    )
+
+
+def _variance_kind(log_variance: Moment | None) -> Literal["shared", "per_feature", "function"] | None:
+    if log_variance is None:
+        return None
+    if float(log_variance.variance.max()) > CONSTANT_LOG_VARIANCE**2:
+        return "function"
+    span = float(log_variance.mean.max() - log_variance.mean.min())
+    return "per_feature" if span > CONSTANT_LOG_VARIANCE else "shared"
+
+
+def read_out(moments: Mapping[str, Moment], **about: Any) -> Evaluation:
+    """The evaluation of which `moments` are the sums; `about` are its fields that the sums do not know."""
+    value = _terms(moments, lambda m: m.mean, value=True)
+    known = all(moment.noise is not None for moment in moments.values())
+    latent_mean = moments.get("latent_mean")
+    return Evaluation(
+        **{f.name: getattr(value, f.name) for f in fields(Terms)},
+        mc_stderr=_terms(moments, lambda m: _known(m.mc_stderr), value=False) if known else None,
+        stderr=_terms(moments, lambda m: m.stderr, value=False),
+        variance_kind=_variance_kind(moments.get("log_variance")),
+        latent_mean_variance=latent_mean.variance if latent_mean is not None else None,
+        moments=moments,
+        **about,
+    )
+
+
+def _known(x: Tensor | None) -> Tensor:
+    assert x is not None
+    return x
+
+
+def concatenate(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Values per data point of several parts of the data, one after the other."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
