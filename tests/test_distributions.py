@@ -81,7 +81,7 @@ def test_kl_divergence_is_registered(batch_shape, event_shape):
 def test_the_event_is_all_but_the_first_axis_by_default():
     q = DiagonalNormal(torch.zeros(4, 2, 3), torch.zeros(2, 3))
     assert (q.batch_shape, q.event_shape) == ((4,), (2, 3))
-    assert q.log_variance.shape == (4, 2, 3)
+    assert q.variance.shape == (4, 2, 3)
 
 
 def test_nothing_goes_through_exp_and_log():

@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from vaentropy import ledger
 from vaentropy.distributions import ENTROPY_SAMPLES
 from vaentropy.errors import DataError, ModelError, UsageError
-from vaentropy.evaluation import Evaluation, evaluate
+from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Antithetic, Frozen, GaussHermite, MonteCarlo, Sobol
 from vaentropy.model import from_functions
+from vaentropy.results import Evaluation
 
 from .models import (
     F64,

@@ -56,34 +56,37 @@ class Decomposition:
 
 
 class _NodeAverage:
-    """Weighted average over nodes; the variance of that average from independent groups of nodes (Welford)."""
+    """Average over nodes of one term, and the variance of that average from independent groups of nodes (Welford).
 
-    def __init__(self, group: int | None):
+    Works in place on buffers of its own: features times nodes is where an evaluation spends its time.
+    """
+
+    def __init__(self, first: Tensor, group: int | None):
         self.group = group
-        self.mean: Tensor | float = 0.0
-        self.pending: Tensor | float = 0.0
+        self.mean = torch.zeros_like(first)
+        self.spread = torch.zeros_like(first)
+        self.pending: Tensor | None = None
         self.seen = 0
-        self.groups = 0
-        self.group_mean: Tensor | float = 0.0
-        self.spread: Tensor | float = 0.0
 
     def add(self, value: Tensor, weight: float) -> None:
-        self.mean = self.mean + weight * value
         if self.group is None:
+            self.mean.add_(value, alpha=weight)
             return
-        self.pending, self.seen = self.pending + value / self.group, self.seen + 1
-        if self.seen == self.group:
-            self.groups += 1
-            delta = self.pending - self.group_mean
-            self.group_mean = self.group_mean + delta / self.groups
-            self.spread = self.spread + delta * (self.pending - self.group_mean)
-            self.pending, self.seen = 0.0, 0
+        # Nodes that come in independent groups have equal weights.
+        self.pending = value if self.pending is None else self.pending + value
+        self.seen += 1
+        if self.seen % self.group:
+            return
+        value = self.pending / self.group if self.group > 1 else self.pending
+        deviation = value - self.mean
+        self.mean.add_(deviation, alpha=self.group / self.seen)
+        self.spread.addcmul_(deviation, value - self.mean)
+        self.pending = None
 
-    def result(self) -> PointTerm:
-        assert isinstance(self.mean, Tensor)
-        known = self.group is not None and self.groups > 1
-        noise = torch.as_tensor(self.spread / (self.groups * (self.groups - 1))) if known else None
-        return PointTerm(self.mean, noise)
+    def result(self, shape: torch.Size) -> PointTerm:
+        groups = self.seen // self.group if self.group else 0
+        noise = (self.spread / (groups * (groups - 1))).expand(shape) if groups > 1 else None
+        return PointTerm(self.mean.expand(shape), noise)
 
 
 def _per_point(x: Tensor, shape: torch.Size) -> Tensor:
@@ -99,7 +102,7 @@ def _latents_in_closed_form(q: Distribution, p: Distribution) -> dict[str, Tenso
         return None
     if diagonal is not None:
         mean, log_variance = diagonal
-        entropies = normal_entropy(log_variance)
+        entropies = normal_entropy(log_variance).expand(mean.shape)
         encoder_entropy = _per_point(entropies, entropies.shape)
     else:
         assert full is not None
@@ -167,7 +170,7 @@ def _likelihood_at(terms: FactorTerms) -> dict[str, Tensor]:
     if terms.squared_error is not None and terms.log_variance is not None:
         named["mean_squared_error"] = terms.squared_error.flatten(1).mean(1) if len(shape) > 1 else terms.squared_error
         named["squared_error"] = terms.squared_error
-        named["log_variance"] = terms.log_variance.expand(shape)
+        named["log_variance"] = terms.log_variance
     return named
 
 
@@ -251,8 +254,11 @@ def decompose(
             at_node["log_base"] = latents["log_base"] + at_node["log_base"]
         at_node |= _totals(at_node)
         for name, value in at_node.items():
-            averages.setdefault(name, _NodeAverage(nodes.group)).add(value, weight)
-    terms = {name: average.result() for name, average in averages.items()}
+            if name not in averages:
+                averages[name] = _NodeAverage(value, nodes.group)
+            averages[name].add(value, weight)
+    shapes = {name: x.shape if name in FEATURE_TERMS else average.mean.shape for name, average in averages.items()}
+    terms = {name: average.result(shapes[name]) for name, average in averages.items()}
     if bool(terms["elbo"].value.isnan().any()):
         row = int(terms["elbo"].value.isnan().nonzero()[0])
         raise ModelError(f"the ELBO of row {row} of a batch is not a number; look for NaN in the model's parameters")

@@ -92,7 +92,8 @@ class DiagonalNormal(Distribution):
         event_dim = mean.ndim - 1 if event_dim is None else event_dim
         split = mean.ndim - event_dim
         self.loc = mean
-        self.log_variance = log_variance.expand(mean.shape)
+        # Not expanded: a σ² that all elements share stays one number in what is computed from it.
+        self.log_variance = log_variance
         super().__init__(mean.shape[:split], mean.shape[split:], validate_args=validate_args)
 
     @property
@@ -118,12 +119,12 @@ class DiagonalNormal(Distribution):
     @property
     def variance(self) -> Tensor:
         """exp(log_variance), shape of `mean`."""
-        return self.log_variance.exp()
+        return self.log_variance.exp().expand(self.loc.shape)
 
     @property
     def stddev(self) -> Tensor:
         """exp(½ log_variance), shape of `mean`."""
-        return torch.exp(0.5 * self.log_variance)
+        return torch.exp(0.5 * self.log_variance).expand(self.loc.shape)
 
     def transform(self, noise: Tensor) -> Tensor:
         """mean + stddev · noise: standard normal noise becomes a draw; `noise` broadcasts to `mean`."""
@@ -145,14 +146,14 @@ class DiagonalNormal(Distribution):
 
     def entropy(self) -> Tensor:
         """½ Σ log(2πe σ²), shape (*batch), nats."""
-        return self._sum_event(normal_entropy(self.log_variance))
+        return self._sum_event(normal_entropy(self.log_variance).expand(self.loc.shape))
 
     def expand(self, batch_shape: Size | Sequence[int], _instance: Distribution | None = None) -> "DiagonalNormal":
         """The same distribution with its batch axes expanded to `batch_shape`."""
         shape = Size(batch_shape) + self.event_shape
         return DiagonalNormal(
-            self.mean.expand(shape),
-            self.log_variance.expand(shape),
+            self.loc.expand(shape),
+            self.log_variance.expand(self.loc.shape).expand(shape),
             event_dim=len(self.event_shape),
             validate_args=False,
         )
@@ -160,14 +161,18 @@ class DiagonalNormal(Distribution):
 
 @register_kl(DiagonalNormal, DiagonalNormal)
 def _kl_diagonal_normal(q: DiagonalNormal, p: DiagonalNormal) -> Tensor:
-    return q._sum_event(normal_kl(q.mean, q.log_variance, p.mean, p.log_variance))
+    kl = normal_kl(q.mean, q.log_variance, p.mean, p.log_variance)
+    return q._sum_event(kl.expand(torch.broadcast_shapes(q.mean.shape, p.mean.shape)))
 
 
 # --- What a distribution is made of ---------------------------------------------------------------------------------
 
 
 def diagonal_parameters(distribution: Distribution) -> tuple[Tensor, Tensor] | None:
-    """Mean and log-variance, each (*batch, *event) in float64, of a normal with independent elements; else None."""
+    """Mean (*batch, *event) and log-variance, which broadcasts to it, of a normal with independent elements; else None.
+
+    Both in float64.
+    """
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     if isinstance(distribution, DiagonalNormal):
@@ -293,12 +298,13 @@ def _normal(distribution: DiagonalNormal | Normal, value: Tensor) -> FactorTerms
     parameters = diagonal_parameters(distribution)
     assert parameters is not None
     mean, log_variance = parameters
-    squared_error = (to_float64(value) - mean).square()
+    # In place and by scalars where that is possible: this is most of the time that an evaluation takes.
+    squared_error = (to_float64(value) - mean).square_()
     standardised = squared_error * torch.exp(-log_variance)
     return FactorTerms(
-        log_prob=-0.5 * (LOG_2PI + log_variance + standardised),
+        log_prob=torch.sub(-0.5 * (LOG_2PI + log_variance), standardised, alpha=0.5),
         entropy=normal_entropy(log_variance),
-        residual=0.5 * (1 - standardised),
+        residual=torch.rsub(standardised, 1).mul_(0.5),
         squared_error=squared_error,
         log_variance=log_variance,
     )

@@ -92,7 +92,7 @@ def evaluate(
     data: Tensor | np.ndarray | Iterable[Any],
     *,
     expectation: Expectation = MonteCarlo(16),
-    batch_size: int = 1024,
+    batch_size: int = 512,
     sample_weight: Tensor | np.ndarray | Sequence[float] | None = None,
     bind: Callable[[Any], tuple[LatentVariableModel, Tensor]] | None = None,
     pointwise: bool = False,

@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VaentropyError as error:
         return _fail(str(error))
     except (KeyboardInterrupt, click.Abort):
+        # click has ended the line of the ^C already
         print("vaentropy: interrupted", file=sys.stderr)
         return INTERRUPTED
     return status if isinstance(status, int) else 0

@@ -53,6 +53,7 @@ def vaentropy() -> None:
 @click.option("--evaluation-samples", type=int, default=16, show_default=True, help="Draws of z per point to evaluate.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of split, weights, batches and noise.")
 @device
+@click.option("--threads", type=int, help="Of the CPU; default: PyTorch's, or 1 for small networks.")
 @click.option("--dtype", default="float32", show_default=True, help="float32 or float64.")
 @click.option("--out", help="Folder of the run, new or empty; default: a new one under runs/.")
 @as_json

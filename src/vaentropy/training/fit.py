@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 
 from vaentropy._typing import Tensor
 from vaentropy.calibration import optimal_factors
-from vaentropy.errors import DataError, TrainingError, UsageError
+from vaentropy.errors import DataError, TrainingError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import placement
@@ -20,13 +19,12 @@ from vaentropy.seeding import seeded
 from vaentropy.training.history import History, Row
 from vaentropy.training.progress import progress_bar
 from vaentropy.training.schedules import Beta, as_schedule
+from vaentropy.training.settings import Schedule, Variances, check_settings
 from vaentropy.training.step import RunningSums, training_step
 from vaentropy.vae import VAE
 
 __all__ = ["fit"]
 
-Variances = Literal["analytic", "learned"]
-Schedule = Literal["one_cycle", "constant"]
 # About so many evaluations over the course of training, where the user does not say how often.
 NUM_EVALUATIONS = 10
 
@@ -73,7 +71,8 @@ def fit(
         clip_norm: largest norm of the gradient.
         expectation: of training steps.
         evaluation: expectation of evaluations.
-        evaluate_every: epochs between evaluations; the last epoch is always evaluated. None makes about ten of them.
+        evaluate_every: epochs between evaluations of the held-out data; None makes about ten of them. After the last
+            epoch training and held-out data are always evaluated.
         seed: of batch order, noise and dropout.
         progress: a bar on stderr; None shows it on a terminal.
         on_epoch: called with each row of the history as it is made.
@@ -86,8 +85,17 @@ def fit(
         DataError: data of another shape than the model's, or not finite.
         TrainingError: the loss is no longer a finite number.
     """
-    _check(epochs=epochs, batch_size=batch_size, evaluate_every=1 if evaluate_every is None else evaluate_every)
-    _check_settings(learning_rate, variance_learning_rate, variance_momentum, clip_norm, schedule, variances)
+    check_settings(
+        epochs=epochs,
+        batch_size=batch_size,
+        evaluate_every=evaluate_every,
+        learning_rate=learning_rate,
+        variance_learning_rate=variance_learning_rate,
+        variance_momentum=variance_momentum,
+        clip_norm=clip_norm,
+        schedule=schedule,
+        variances=variances,
+    )
     x = _resident(model, data, "data")
     x_held_out = None if held_out is None or len(held_out) == 0 else _resident(model, held_out, "held_out")
     beta_at = as_schedule(beta)
@@ -115,12 +123,12 @@ def fit(
             last = epoch == epochs
             if last and variances == "analytic":
                 _set_optimal_variances(model, x, evaluation)
-            if last or epoch % evaluate_every == 0:
+            if last:
                 history.train = evaluate(model, x, expectation=evaluation)
                 row |= _summary("train_", history.train)
-                if x_held_out is not None:
-                    history.held_out = evaluate(model, x_held_out, expectation=evaluation)
-                    row |= _summary("held_out_", history.held_out)
+            if x_held_out is not None and (last or epoch % evaluate_every == 0):
+                history.held_out = evaluate(model, x_held_out, expectation=evaluation)
+                row |= _summary("held_out_", history.held_out)
             row["seconds"] = time.perf_counter() - start
             history.rows.append(row)
             if on_epoch:
@@ -180,38 +188,6 @@ def _resident(model: VAE, data: Tensor | np.ndarray, name: str) -> Tensor:
         raise DataError(f"row {row}, feature {where} of {name} is not a finite number; drop or replace it")
     device, dtype = placement(model)
     return x.to(device=device, dtype=dtype)
-
-
-def _check(**counts: int) -> None:
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise UsageError(f"{name}={count!r} given, expected a whole number of at least 1")
-
-
-def _check_settings(
-    learning_rate: float,
-    variance_learning_rate: float | None,
-    variance_momentum: float,
-    clip_norm: float | None,
-    schedule: str,
-    variances: str,
-) -> None:
-    positive = {
-        "learning_rate": learning_rate,
-        "variance_learning_rate": variance_learning_rate,
-        "clip_norm": clip_norm,
-    }
-    for name, value in positive.items():
-        if value is not None and not 0 < value < math.inf:
-            raise UsageError(f"{name}={value} given, expected a positive number")
-    if not 0 <= variance_momentum < 1:
-        raise UsageError(f"variance_momentum={variance_momentum} given, expected a number of at least 0 and below 1")
-    for name, value, allowed in (
-        ("schedule", schedule, ("one_cycle", "constant")),
-        ("variances", variances, ("analytic", "learned")),
-    ):
-        if value not in allowed:
-            raise UsageError(f"{name}={value!r} given, expected one of {', '.join(allowed)}")
 
 
 def _check_finite(row: Row, learning_rate: float) -> None:

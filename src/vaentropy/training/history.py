@@ -8,7 +8,7 @@ from vaentropy.results import Evaluation
 
 __all__ = ["History"]
 
-Row = Mapping[str, float]
+Row = Mapping[str, int | float]
 
 
 @dataclass
@@ -16,8 +16,8 @@ class History:
     """Rows of numbers, nats per data point, in the order of the epochs.
 
     Columns that start with `running_` are means over the steps of the epoch, while the parameters moved and in train
-    mode; those that start with `train_` and `held_out_` come from `evaluate` after the epoch and stand only in the rows
-    of epochs that were evaluated, the last one always among them.
+    mode. Those that start with `held_out_` come from `evaluate` after the epoch and stand only in rows of epochs that
+    were evaluated, the last one always among them, and those that start with `train_` in the last row.
 
     Attributes:
         rows: one mapping from column to number per epoch.
@@ -40,7 +40,7 @@ class History:
         """Names of all columns, in the order of their first appearance."""
         return tuple(dict.fromkeys(name for row in self.rows for name in row))
 
-    def __getitem__(self, column: str) -> list[float]:
+    def __getitem__(self, column: str) -> list[int | float]:
         """The numbers of a column, of the rows that have it; pair them with `at(column)`."""
         if column not in self.columns:
             raise KeyError(f"no column {column!r}; there are {', '.join(self.columns)}")

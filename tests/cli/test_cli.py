@@ -1,0 +1,126 @@
+"""The command: what goes to stdout and stderr, exit statuses, and what is imported when."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vaentropy.cli import main
+
+QUICK = ["--epochs", "2", "--hidden", "8"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_train_prints_one_json_object(capfd):
+    assert main(["train", "pca", *QUICK, "--json"]) == 0
+    out, err = capfd.readouterr()
+    result = json.loads(out)
+    assert {"run", "elbo", "entropy_sum", "gap", "mc_stderr", "seconds"} <= set(result)
+    assert result["elbo"] - result["entropy_sum"] == pytest.approx(result["gap"], abs=1e-9)
+    assert result["mc_stderr"]["gap"] > 0
+    assert result["run"] == "runs/pca-vae1" and Path(result["run"], "model.safetensors").exists()
+    assert err == ""
+
+
+def test_train_prints_the_ledger_and_evaluate_the_same(capfd):
+    assert main(["train", "pca", *QUICK, "--out", "one"]) == 0
+    out, err = capfd.readouterr()
+    assert "= entropy sum" in out and "= ELBO" in out and "held out: ELBO" in out
+    assert "Run in one" in err
+    assert main(["evaluate", "one"]) == 0
+    again, _ = capfd.readouterr()
+    ledger = [line for line in out.splitlines() if line.startswith(("= ", "+ ", "- "))]
+    assert len(ledger) == 6 and [line for line in again.splitlines() if line in ledger][:6] == ledger
+    assert main(["evaluate", "one", "--json"]) == 0
+    parts = json.loads(capfd.readouterr().out)
+    assert set(parts) == {"run", "train", "held_out"} and len(parts["train"]["decoder_residuals"]) == 10
+
+
+def test_a_users_own_file(capfd):
+    np.save("mine.npy", np.random.default_rng(0).normal(size=(100, 3)))
+    assert main(["train", "mine.npy", *QUICK, "--batch-size", "16"]) == 0
+    assert Path("runs/mine-vae1").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "digit"], "did you mean"),
+        (["train", "pca", "--model", "vae9"], "expected one of vae0, vae1, vae2, vae3"),
+        (["train", "pca", "--latent-dim", "0"], "latent_dim"),
+        (["train", "pca", "--hidden", "a,b"], "expected whole numbers with commas"),
+        (["train", "pca", "--hidden", "0"], "hidden=(0,)"),
+        (["train", "pca", "--epochs", "-1"], "epochs=-1"),
+        (["train", "pca", "--variances", "free"], "variances='free'"),
+        (["train", "pca", "--schedule", "cosine"], "schedule='cosine'"),
+        (["train", "pca", "--device", "abacus"], "device='abacus'"),
+        (["train", "pca", "--held-out", "1.5"], "held_out"),
+        (["train", "missing.npy"], "missing.npy"),
+        (["train", "mnist", "--data-folder", "nowhere"], "nowhere"),
+        (["train", "--epoch", "3"], "--epochs"),
+        (["train", "--epochs", "three"], "--epochs"),
+        (["evaluate", "nowhere"], "is no finished run"),
+        (["evaluate"], "RUN"),
+        (["evaluate", "nowhere", "--num-samples", "0"], "num_samples=0"),
+        (["tarin"], "tarin"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_2(arguments, message, capfd):
+    assert main(arguments) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("vaentropy: ") and message in err
+    assert not Path("runs").exists()
+
+
+def test_a_second_run_into_the_same_folder_is_refused(capfd):
+    assert main(["train", "pca", *QUICK, "--out", "one"]) == 0
+    weights = Path("one/model.safetensors").read_bytes()
+    assert main(["train", "pca", *QUICK, "--out", "one", "--seed", "5"]) == 2
+    assert Path("one/model.safetensors").read_bytes() == weights
+
+
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys\n"
+        "from vaentropy.cli import main\n"
+        "for verb in ([], ['train'], ['evaluate'], ['verify']):\n"
+        "    assert main([*verb, '--help']) == 0\n"
+        "assert main(['--version']) == 0\n"
+        "heavy = {'torch', 'numpy', 'yaml', 'rich', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "train" in done.stdout
+
+
+def test_the_module_runs_too():
+    done = subprocess.run([sys.executable, "-m", "vaentropy", "nonsense"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+def test_an_interrupt_is_130(monkeypatch, capfd):
+    import vaentropy.runs
+
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vaentropy.runs, "train", interrupted)
+    assert main(["train", "pca"]) == 130
+    assert capfd.readouterr().err.strip() == "vaentropy: interrupted"
+
+
+@pytest.mark.slow
+def test_verify(capfd):
+    assert main(["verify", "--json"]) == 0
+    result = json.loads(capfd.readouterr().out)
+    assert result["holds"]
+    fields = {"model", "elbo", "entropy_sum", "relative_gap", "gradient_norm", "hessian_min", "active_latents"}
+    assert all(fields <= set(case) for case in result["cases"])
