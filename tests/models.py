@@ -177,6 +177,13 @@ def _rows(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1) if x.ndim > 1 else x
 
 
+def base_of(distribution: Distribution) -> Distribution:
+    """What torch's Independent wraps."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return distribution
+
+
 def draws(q: Distribution, noise: Tensor) -> Tensor:
     """z of a normal posterior for noise (K, B or 1, *latent)."""
     if isinstance(q, MultivariateNormal | LowRankMultivariateNormal):
@@ -208,7 +215,7 @@ def reference(model, x: Tensor, z: Tensor, weights: Tensor) -> dict[str, Tensor]
         return as_torch(model.likelihood(z_k))
 
     def pseudo_entropy(z_k: Tensor) -> Tensor:
-        d = decoder(z_k)
+        d = base_of(decoder(z_k))
         return d.rate - torch.special.xlogy(d.rate, d.rate) if isinstance(d, Poisson) else d.entropy()
 
     out = {
@@ -216,12 +223,11 @@ def reference(model, x: Tensor, z: Tensor, weights: Tensor) -> dict[str, Tensor]
         "reconstruction": over_nodes(lambda z_k: decoder(z_k).log_prob(x)),
         "decoder_entropy": over_nodes(pseudo_entropy),
         "log_base": -_rows(torch.lgamma(x + 1.0))
-        if isinstance(decoder(z[0]), Poisson)
+        if isinstance(base_of(decoder(z[0])), Poisson)
         else torch.zeros(size, dtype=F64),
     }
     normal = isinstance(q, Normal | Independent | MultivariateNormal | LowRankMultivariateNormal)
-    base = p.base_dist if isinstance(p, Independent) else p
-    if normal and isinstance(base, Normal):
+    if normal and isinstance(base_of(p), Normal):
         mean, variance, m0, a2 = q.mean, q.variance, p.mean, p.variance
         full = isinstance(q, MultivariateNormal | LowRankMultivariateNormal)
         qm = MultivariateNormal(q.mean, q.covariance_matrix) if full else Normal(mean, variance.sqrt())
@@ -241,8 +247,7 @@ def reference(model, x: Tensor, z: Tensor, weights: Tensor) -> dict[str, Tensor]
         if not isinstance(p, MixtureSameFamily):
             out["prior_entropy"] = p.entropy().sum().expand(size)
             out["prior_gap"] = cross + out["prior_entropy"]
-    d = decoder(z[0])
-    if isinstance(d.base_dist if isinstance(d, Independent) else d, Normal):
+    if isinstance(base_of(decoder(z[0])), Normal):
         errors = [(x - decoder(z_k).mean) ** 2 for z_k in z]
         scaled = [e / decoder(z_k).variance for e, z_k in zip(errors, z, strict=True)]
         out["squared_error"] = torch.einsum("k,k...->...", weights, torch.stack(errors))
