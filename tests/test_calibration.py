@@ -44,7 +44,7 @@ def announced(e, per_feature):
 @pytest.mark.parametrize("prior", NORMAL_PRIORS)
 @pytest.mark.parametrize("per_feature", [None, True, False])
 @given(seed=seeds)
-@settings(max_examples=3)
+@settings(max_examples=2)
 def test_calibrating_any_networks_reaches_the_entropy_sum(likelihood, posterior, prior, per_feature, seed):
     model = Toy(seed, posterior, likelihood, prior)
     x = model.data(8)
@@ -272,7 +272,7 @@ def test_one_factor_for_the_biases_of_a_convolution():
 def test_folding_the_prior_changes_no_number(name):
     model, x = random_vae(name)
     before = evaluate(model, x, expectation=FROZEN)
-    log_variance = model.prior_log_variance.detach().clone()
+    log_variance, latent_mean = model.prior_log_variance.detach().clone(), model.encode(x)
     folded = model.fold_prior()
     after, scale = evaluate(folded, x, expectation=FROZEN), size(before)
     assert torch.equal(folded.prior_log_variance, torch.zeros(2, dtype=F64)) and folded.columns == "free"
@@ -283,7 +283,7 @@ def test_folding_the_prior_changes_no_number(name):
     lost = 0.5 * float(log_variance.sum())
     assert close(after.entropies.prior, before.entropies.prior - lost, scale)
     assert close(after.entropies.encoder, before.entropies.encoder - lost, scale)
-    assert close(folded.encode(x) * log_variance.mul(0.5).exp(), folded.encode(x) * 1.0, scale) or name[:5] != "VAE-1"
+    assert close(folded.encode(x) * log_variance.mul(0.5).exp(), latent_mean, scale)
     # Nothing of a learned prior is left to be trained.
     assert "prior_log_variance" not in dict(folded.named_parameters())
     assert "prior_log_variance" in folded.state_dict()
@@ -345,7 +345,7 @@ def one_line(caught):
 
 def test_an_element_reproduced_exactly_has_no_optimum():
     model, x = perfect(torch.tensor([[0.0, 1.0], [0.0, 2.0]], dtype=F64))
-    with pytest.raises(UnsupportedError, match="optimal variance is 0 or not finite.*per_feature=False") as caught:
+    with pytest.raises(UnsupportedError, match=r"optimal variance is 0 or not finite.*per_feature=False") as caught:
         calibrate(model, x, per_feature=True, expectation=FROZEN)
     assert one_line(caught)
     after = evaluate(calibrate(model, x, per_feature=False, expectation=FROZEN), x, expectation=FROZEN)

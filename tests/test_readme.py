@@ -1,0 +1,71 @@
+"""The README's Python runs, in its order, and its commands exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from vaentropy.cli import main
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def names():
+    """What the README takes for granted: data, and models of other libraries."""
+    from diffusers import AutoencoderKL
+    from pythae.models import VAE, VAEConfig
+
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "x_train": torch.rand(50, 64, generator=generator),
+        "x_held_out": torch.rand(20, 64, generator=generator),
+        "images": torch.rand(4, 3, 8, 8, generator=generator),
+        "pythae_vae": VAE(VAEConfig(input_dim=(64,), latent_dim=2)),
+        "autoencoder_kl": AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=2),
+    }
+
+
+def test_the_code_runs(names):
+    assert len(BLOCKS) == 5
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["history"].train.num_points == 50
+    assert names["new"].shape == (16, 64)
+    assert names["model"].data_shape == (1, 28, 28)
+
+
+@pytest.mark.parametrize("line", re.findall(r"^    vaentropy (.+)$", README, re.MULTILINE))
+def test_the_commands_take_their_options(line, capfd):
+    verb, *words = line.split("#")[0].split()
+    options = [word for word in words if word.startswith("--")]
+    assert main([verb, "--help"]) == 0
+    shown = capfd.readouterr().out
+    for option in options:
+        assert option in shown
+
+
+def test_the_ledgers_add_up():
+    ledgers = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
+    assert len(ledgers) == 2
+    for ledger in ledgers:
+        number = {
+            name: round(float(re.search(rf"^{re.escape(name)} +(-?[\d.]+)", ledger, re.MULTILINE)[1]) * 1e4)
+            for name in LINES
+        }
+        encoder, prior, decoder, entropy_sum, prior_gap, decoder_gap, elbo = (number[name] for name in LINES)
+        assert encoder - prior - decoder == entropy_sum
+        assert entropy_sum + prior_gap + decoder_gap == elbo
+
+
+LINES = (
+    "  encoder entropy",
+    "- prior entropy",
+    "- decoder entropy",
+    "= entropy sum",
+    "+ prior residuals",
+    "+ decoder residuals",
+    "= ELBO",
+)
