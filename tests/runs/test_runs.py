@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from vaentropy.errors import DataError, UsageError
+from vaentropy.errors import DataError, TrainingError, UsageError
 from vaentropy.runs import RunConfig, evaluate_run, load, read_config, to_json, train
 
 CONFIG = RunConfig(data="pca", held_out=0.98, model="vae2", latent_dim=3, hidden=(8, 6), epochs=3, seed=4)
@@ -69,6 +69,13 @@ def test_a_folder_in_use_is_not_touched(run):
     with pytest.raises(UsageError, match="exists and is not an empty folder"):
         train(CONFIG, out=run.folder)
     assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
+
+
+def test_a_run_that_fails_leaves_no_folder(tmp_path):
+    diverging = replace(CONFIG, epochs=30, learning_rate=1e8, schedule="constant", variances="learned")
+    with pytest.raises(TrainingError):
+        train(diverging, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_runs_without_a_name_get_folders_of_their_own(tmp_path, monkeypatch):

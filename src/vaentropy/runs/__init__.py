@@ -1,10 +1,10 @@
 """Training runs and the folders they leave.
 
-    RUN/config.yaml          everything needed to repeat it, seeds included
-    RUN/manifest.json        versions, device, data fingerprint, times, command line
-    RUN/history.jsonl        one row per epoch
-    RUN/evaluation.json      the evaluations after the last epoch
-    RUN/model.safetensors    weights only
+RUN/config.yaml          everything needed to repeat it, seeds included
+RUN/manifest.json        versions, device, data fingerprint, times, command line
+RUN/history.jsonl        one row per epoch
+RUN/evaluation.json      the evaluations after the last epoch
+RUN/model.safetensors    weights only
 """
 
 from vaentropy.runs.config import RunConfig as RunConfig

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import vaentropy
 from vaentropy._typing import Tensor
+from vaentropy.data import Dataset
 from vaentropy.data import load as load_data
 from vaentropy.errors import DataError, UsageError
 from vaentropy.evaluation import evaluate
@@ -87,6 +89,45 @@ def _fingerprint(x: Tensor) -> str:
     return digest.hexdigest()
 
 
+def _fit(model: VAE, data: Dataset, config: RunConfig, progress: bool | None) -> History:
+    return fit(
+        model,
+        data.train,
+        held_out=data.held_out,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        schedule=config.schedule,  # type: ignore[arg-type]  # RunConfig has checked it
+        variances=config.variances,  # type: ignore[arg-type]
+        clip_norm=config.clip_norm,
+        beta=config.beta,
+        expectation=MonteCarlo(config.num_samples),
+        evaluation=MonteCarlo(config.evaluation_samples),
+        seed=config.seed,
+        progress=progress,
+    )
+
+
+def _versions() -> dict[str, int | str]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "vaentropy": vaentropy.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _description(data: Dataset) -> dict[str, Any]:
+    return {
+        "description": data.description,
+        "data_shape": data.data_shape,
+        "num_train": len(data.train),
+        "num_held_out": len(data.held_out),
+        "sha256_train": _fingerprint(data.train),
+    }
+
+
 def train(config: RunConfig, *, out: str | Path | None = None, progress: bool | None = None) -> Run:
     """Load data, build the model, train it, and leave a run folder.
 
@@ -103,45 +144,26 @@ def train(config: RunConfig, *, out: str | Path | None = None, progress: bool | 
     model = config.build(data.data_shape).to(device)
     folder = new_folder(out, f"{Path(config.data).stem}-{config.model}")
     write_yaml(folder / "config.yaml", {**asdict(config), "hidden": list(config.hidden)})
-    with _threads(config, model):
-        history = fit(
-            model,
-            data.train,
-            held_out=data.held_out,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            schedule=config.schedule,  # type: ignore[arg-type]  # checked by fit
-            variances=config.variances,  # type: ignore[arg-type]
-            clip_norm=config.clip_norm,
-            beta=config.beta,
-            expectation=MonteCarlo(config.num_samples),
-            evaluation=MonteCarlo(config.evaluation_samples),
-            seed=config.seed,
-            progress=progress,
-        )
-        threads = torch.get_num_threads()
+    try:
+        with _threads(config, model):
+            threads = torch.get_num_threads()
+            history = _fit(model, data, config, progress)
+    except BaseException:
+        # Without a model the folder is of no use, and it would be in the way of the next try.
+        (folder / "config.yaml").unlink()
+        folder.rmdir()
+        raise
     seconds = time.perf_counter() - start
+    evaluations = {name: value for name, value in history.to_dict().items() if name != "rows"}
     manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "vaentropy": vaentropy.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
+        **_versions(),
         "device": str(device),
         "threads": threads,
-        "data": {
-            "description": data.description,
-            "data_shape": data.data_shape,
-            "num_train": len(data.train),
-            "num_held_out": len(data.held_out),
-            "sha256_train": _fingerprint(data.train),
-        },
+        "data": _description(data),
         "started": started.isoformat(timespec="seconds"),
         "seconds": seconds,
         "command": sys.argv,
     }
-    evaluations = {k: v for k, v in history.to_dict().items() if k != "rows"}
     write_text(folder / "history.jsonl", "".join(to_json(row) + "\n" for row in history.rows))
     write_text(folder / "evaluation.json", to_json(evaluations, indent=1) + "\n")
     write_text(folder / "manifest.json", to_json(manifest, indent=1) + "\n")
