@@ -83,10 +83,9 @@ class _NodeAverage:
         self.spread.addcmul_(deviation, value - self.mean)
         self.pending = None
 
-    def result(self, shape: torch.Size) -> PointTerm:
+    def result(self) -> PointTerm:
         groups = self.seen // self.group if self.group else 0
-        noise = (self.spread / (groups * (groups - 1))).expand(shape) if groups > 1 else None
-        return PointTerm(self.mean.expand(shape), noise)
+        return PointTerm(self.mean, self.spread / (groups * (groups - 1)) if groups > 1 else None)
 
 
 def _per_point(x: Tensor, shape: torch.Size) -> Tensor:
@@ -257,8 +256,11 @@ def decompose(
             if name not in averages:
                 averages[name] = _NodeAverage(value, nodes.group)
             averages[name].add(value, weight)
-    shapes = {name: x.shape if name in FEATURE_TERMS else average.mean.shape for name, average in averages.items()}
-    terms = {name: average.result(shapes[name]) for name, average in averages.items()}
+    terms = {name: average.result() for name, average in averages.items()}
+    if "log_variance" in terms:
+        # One number where all share it, until here.
+        shape = terms["squared_error"].value.shape
+        terms["log_variance"] = PointTerm(terms["log_variance"].value.expand(shape), None)
     if bool(terms["elbo"].value.isnan().any()):
         row = int(terms["elbo"].value.isnan().nonzero()[0])
         raise ModelError(f"the ELBO of row {row} of a batch is not a number; look for NaN in the model's parameters")

@@ -265,7 +265,7 @@ def _variance_kind(log_variance: Moment | None) -> Literal["shared", "per_featur
 def read_out(moments: Mapping[str, Moment], **about: Any) -> Evaluation:
     """The evaluation of which `moments` are the sums; `about` are its fields that the sums do not know."""
     value = _terms(moments, lambda m: m.mean, value=True)
-    known = all(moment.noise is not None for moment in moments.values())
+    known = moments["elbo"].noise is not None
     latent_mean = moments.get("latent_mean")
     return Evaluation(
         **{f.name: getattr(value, f.name) for f in fields(Terms)},

@@ -327,8 +327,9 @@ def test_mnist_reaches_a_positive_elbo_quickly(data_folder):
     torch.manual_seed(0)
     model = vae1(784, 10, (64,))
     history = fit(model, data.train[:6000], held_out=data.held_out[:1000], epochs=3, batch_size=100)
-    # -157 nats is what σ² of the pixels themselves gives (no latent used): a VAE that learns is far above.
-    assert history.held_out.elbo > 300
+    # What one variance around the mean image gives, without a latent: a VAE that learns is far above.
+    without_latents = -392 * math.log(2 * math.pi * math.e * float(data.train[:6000].var(0).mean()))
+    assert history.held_out.elbo > without_latents + 100
     assert abs(history.train.decoder_gap) < 5 * history.train.mc_stderr.decoder_gap
 
 
