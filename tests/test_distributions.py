@@ -331,7 +331,7 @@ def test_the_three_terms_belong_together(location, log_scale, deviation, count, 
         (StudentT(grid(2.5), grid(location), grid(scale)), x),
         (Exponential(grid(scale)), grid(abs(deviation) / scale)),
         (Poisson(grid(scale)), grid(count)),
-        (Bernoulli(logits=grid(location)), grid(label)),
+        (Bernoulli(logits=grid(location / 50)), grid(label)),
         (Bernoulli(probs=torch.sigmoid(grid(deviation))), grid(label)),
         (Categorical(logits=torch.tensor([[[deviation, 0.0]]], dtype=F64)), torch.tensor([[label]])),
     ]:
