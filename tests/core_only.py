@@ -24,7 +24,7 @@ def main() -> None:
     # Every public name, every module of the core.
     for name in vaentropy._HOMES:
         getattr(vaentropy, name)
-    for name in ("adapters", "cli", "runs", "studies", "training.progress"):
+    for name in ("adapters", "cli", "runs", "studies", "progress"):
         importlib.import_module(f"vaentropy.{name}")
 
     data = load("pca")

@@ -433,7 +433,7 @@ def test_analytic_variances_make_the_elbo_the_entropy_objective(name, expectatio
     networks = [p for p in model.parameters() if id(p) not in variances]
     direct = entropy_objective(ANALYTIC[name], model, x, nodes.noise, weights)
     expected = torch.autograd.grad(direct, networks, allow_unused=True)
-    terms = model.elbo_terms(x, nodes.noise, weights if isinstance(expectation, GaussHermite) else None, rate=1.0)
+    terms = model.elbo_terms(x, nodes.noise, weights if isinstance(expectation, GaussHermite) else None, adapt=1.0)
     elbo = terms.elbo.mean()
     scale = float(terms.reconstruction.detach().abs().mean()) + 10
     assert close(elbo.detach(), direct.detach(), scale)
@@ -456,7 +456,7 @@ def test_variances_move_by_the_rate_towards_their_optima(rate):
         nodes = nodes_of(GaussHermite(2), len(x), (H,))
         mean_error, errors, variances, q = optimal_parts(model, x, nodes.noise, nodes.weights)
         state = {n: t.clone() for n, t in model.state_dict().items()}
-        model.elbo_terms(x, nodes.noise, nodes.weights, rate=rate)
+        model.elbo_terms(x, nodes.noise, nodes.weights, adapt=rate)
         moved = {n: (state[n], t) for n, t in model.state_dict().items() if not torch.equal(t, state[n])}
         if name == "VAE-0":
             assert moved == {}
@@ -489,7 +489,7 @@ def test_analytic_variances_stop_at_the_floor():
         nn.init.zeros_(model.head.mean[0].weight)
         nn.init.zeros_(model.head.mean[0].bias)
         x = 1e-3 * torch.randn(4, D, dtype=F64)
-        terms = model.elbo_terms(x, torch.randn(1, 4, H, dtype=F64), rate=1.0)
+        terms = model.elbo_terms(x, torch.randn(1, 4, H, dtype=F64), adapt=1.0)
         found = model.head.log_variance.detach().exp()
         assert close(found, torch.full_like(found, 0.05))
         assert bool(torch.isfinite(terms.elbo).all()) and model.head.at_floor(torch.zeros(4, 6, dtype=F64)) == 1

@@ -48,11 +48,17 @@ if TYPE_CHECKING:
     from vaentropy.vae import vae3 as vae3
 
 
+# Subpackages and modules that hold further public names.
+_MODULES = ("adapters", "data", "distributions", "errors", "expectation", "networks", "runs", "studies", "training")
+
+
 def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return import_module(f"vaentropy.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'vaentropy' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOMES, *_MODULES])

@@ -11,17 +11,17 @@ from vaentropy.errors import UnsupportedError, UsageError
 from vaentropy.evaluation import evaluate
 from vaentropy.model import LatentVariableModel, Rescaled, placement
 from vaentropy.results import Evaluation
+from vaentropy.vae import VAE
 
-__all__ = ["calibrate", "optimal_factors"]
+__all__ = ["calibrate", "fold", "optimal_factors"]
 
 
-def _usable(factor: Tensor, what: str) -> Tensor:
-    if not bool((torch.isfinite(factor) & (factor > 0)).all()):
+def _require_usable(factor: Tensor | None, what: str) -> None:
+    if factor is not None and not bool((torch.isfinite(factor) & (factor > 0)).all()):
         raise UnsupportedError(
             f"the optimal {what} is 0 or not finite: an element is reproduced exactly, so the ELBO has no upper bound; "
             "leave that element out, or calibrate one factor for all (per_feature=False)"
         )
-    return factor
 
 
 def optimal_factors(
@@ -39,21 +39,13 @@ def optimal_factors(
         Factor on σ², shape () or data_shape; factor on α², latent_shape. float64; None where the distribution is not
         normal (for α², also where it was not asked for).
 
-    Raises:
-        UnsupportedError: an optimum is at 0.
     """
-    variance_factor = prior_factor = None
-    if evaluation.variance_ratio is not None and evaluation.decoder_residuals is not None:
-        each = evaluation.variance_kind != "shared" if per_feature is None else per_feature
-        ratio = (
-            1 - 2 * evaluation.decoder_residuals
-            if each
-            else torch.tensor(evaluation.variance_ratio, dtype=torch.float64)
-        )
-        variance_factor = _usable(ratio, "variance")
-    if prior and evaluation.optimal_prior_variance is not None and evaluation.prior_residuals is not None:
-        prior_factor = _usable(1 - 2 * evaluation.prior_residuals, "prior variance")
-    return variance_factor, prior_factor
+    ratios = {name: moment.mean for name, moment in evaluation.moments.items() if name.endswith("_ratios")}
+    variance_factor = ratios.get("decoder_ratios")
+    each = evaluation.variance_kind != "shared" if per_feature is None else per_feature
+    if variance_factor is not None and not each:
+        variance_factor = variance_factor.mean()
+    return variance_factor, ratios.get("prior_ratios") if prior else None
 
 
 def calibrate(
@@ -64,28 +56,51 @@ def calibrate(
     prior: bool = True,
     **evaluate_options: Any,
 ) -> Rescaled:
-    """A wrapped copy of the model whose variances are optimal for the data.
+    """A wrapper around the model with variances that are optimal for the data.
 
     Under the noise of the evaluation (see `Frozen`), its ELBO equals its entropy sum, and is higher than the model's by
-    exactly the evaluation's gains. The model itself is not changed.
+    exactly the evaluation's gains. The model itself is not changed; the wrapper shares its networks.
 
     Args:
         model: any three-method model.
         data: as for `evaluate`.
         per_feature: a factor on σ² for each feature, or one for all; None keeps the form that σ² has.
-        prior: also set the prior's variances; fold them into the networks of a `VAE` with `VAE.fold_prior`.
-        **evaluate_options: as for `evaluate`.
+        prior: also set the prior's variances; `fold` puts all of it into the parameters of a copy of a `VAE`.
+        **evaluate_options: as for `evaluate`, but for `bind`, whose models have no common variance to set.
 
     Raises:
         UsageError: neither likelihood nor prior is normal with independent elements, so that nothing can be set.
         UnsupportedError: an optimal variance is 0.
     """
+    if evaluate_options.get("bind") is not None:
+        raise UsageError("bind given, expected a model that needs no context: each batch's model would have its own σ²")
     evaluation = evaluate(model, data, **evaluate_options)
     variance_factor, prior_factor = optimal_factors(evaluation, per_feature=per_feature, prior=prior)
     if variance_factor is None and prior_factor is None:
-        raise UsageError(
-            "nothing to calibrate: neither the likelihood nor the prior is normal with independent elements"
-        )
-    wrapped = Rescaled(model, variance_factor=variance_factor, prior_factor=prior_factor)
+        raise UsageError("nothing to calibrate: neither likelihood nor prior is normal with independent elements")
+    _require_usable(variance_factor, "variance")
+    _require_usable(prior_factor, "prior variance")
     device, _ = placement(model)
-    return wrapped if device is None else wrapped.to(device)
+    return Rescaled(model, variance_factor=_on(device, variance_factor), prior_factor=_on(device, prior_factor))
+
+
+def _on(device: torch.device | None, factor: Tensor | None) -> Tensor | None:
+    if factor is None or device is None:
+        return factor
+    return factor.to(device, torch.float32 if device.type == "mps" else None)
+
+
+def fold(calibrated: Rescaled) -> VAE:
+    """A copy of the `VAE` inside a calibrated model that has the optimal variances in its own parameters.
+
+    Its prior is the standard normal one: prior variances go into posterior heads and latent layer (`VAE.fold_prior`),
+    which leaves the ELBO as it is.
+
+    Raises:
+        UsageError: the model inside is no `VAE`, or its σ² is fixed.
+    """
+    if not isinstance(calibrated.model, VAE):
+        raise UsageError(f"a calibrated {type(calibrated.model).__name__} given, expected a calibrated VAE")
+    folded = calibrated.model.fold_prior()
+    folded.rescale(variance_factor=calibrated.variance_factor, prior_factor=calibrated.prior_factor)
+    return folded

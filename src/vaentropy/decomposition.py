@@ -5,11 +5,17 @@
 Every term is named once, here; sums, errors and read-outs further up go by these names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch.distributions import Distribution, Independent
+from torch.distributions import (
+    Distribution,
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+)
 
 from vaentropy._typing import Tensor
 from vaentropy.distributions import (
@@ -30,7 +36,7 @@ from vaentropy.model import LatentVariableModel
 __all__ = ["FEATURE_TERMS", "Decomposition", "PointTerm", "decompose"]
 
 # Terms with one entry per feature; all others are one number or one per latent.
-FEATURE_TERMS = ("decoder_residuals", "squared_error", "log_variance")
+FEATURE_TERMS = ("decoder_residuals", "decoder_ratios", "squared_error", "log_variance")
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,9 @@ class _NodeAverage:
     Works in place on buffers of its own: features times nodes is where an evaluation spends its time.
     """
 
-    def __init__(self, first: Tensor, group: int | None):
+    def __init__(self, first: Tensor, group: int | None, *, finite: bool):
         self.group = group
+        self.finite = finite
         self.mean = torch.zeros_like(first)
         self.spread = torch.zeros_like(first)
         self.pending: Tensor | None = None
@@ -79,6 +86,9 @@ class _NodeAverage:
             return
         value = self.pending / self.group if self.group > 1 else self.pending
         deviation = value - self.mean
+        if not self.finite:
+            # Probability 0 stays -inf: -inf - (-inf) would make it NaN.
+            deviation = torch.where(value == self.mean, 0.0, deviation)
         self.mean.add_(deviation, alpha=self.group / self.seen)
         self.spread.addcmul_(deviation, value - self.mean)
         self.pending = None
@@ -112,7 +122,8 @@ def _latents_in_closed_form(q: Distribution, p: Distribution) -> dict[str, Tenso
         encoder_entropy = normal_entropy(2 * cholesky.diagonal(dim1=-2, dim2=-1).log()).sum(-1)
     prior_mean, prior_log_variance = prior
     second_moment = (mean - prior_mean).square() + log_variance.exp()
-    residuals = 0.5 * (1 - second_moment * torch.exp(-prior_log_variance))
+    ratios = second_moment * torch.exp(-prior_log_variance)
+    residuals = 0.5 * (1 - ratios)
     cross = normal_cross_log_prob(mean, log_variance, prior_mean, prior_log_variance)
     terms = {
         "encoder_entropy": encoder_entropy,
@@ -120,6 +131,7 @@ def _latents_in_closed_form(q: Distribution, p: Distribution) -> dict[str, Tenso
         "kl": -encoder_entropy - _per_point(cross, mean.shape),
         "prior_gap": _per_point(residuals, mean.shape),
         "prior_residuals": residuals,
+        "prior_ratios": ratios,
         "prior_second_moment": second_moment,
         "latent_mean": mean,
     }
@@ -164,9 +176,12 @@ def _likelihood_at(terms: FactorTerms) -> dict[str, Tensor]:
     }
     if terms.log_base is not None:
         named["log_base"] = _per_point(terms.log_base, shape)
-    if len(shape) > 1:
-        named["decoder_residuals"] = terms.residual
-    if terms.squared_error is not None and terms.log_variance is not None:
+    if terms.ratio is None:
+        if len(shape) > 1:
+            named["decoder_residuals"] = terms.residual
+    elif terms.squared_error is not None and terms.log_variance is not None:
+        # Residuals are read off the ratios: as ½ (1 - ρ) they would have lost the digits of a small ρ.
+        named["decoder_ratios"] = terms.ratio
         named["mean_squared_error"] = terms.squared_error.flatten(1).mean(1) if len(shape) > 1 else terms.squared_error
         named["squared_error"] = terms.squared_error
         named["log_variance"] = terms.log_variance
@@ -193,16 +208,18 @@ def _on_device(p: Distribution, device: torch.device) -> Distribution:
     return DiagonalNormal(mean, log_variance, event_dim=len(p.event_shape), validate_args=False)
 
 
-def _draw(q: Distribution, noise: Tensor) -> Tensor:
-    """z for standard normal noise (B or 1, *latent); for a posterior that is not normal, its own draw."""
+def _drawer(q: Distribution) -> Callable[[Tensor], Tensor] | None:
+    """z as a function of standard normal noise (B or 1, *latent), for a normal posterior; else None."""
     while isinstance(q, Independent):
         q = q.base_dist
-    if full_parameters(q) is not None:
-        mean, cholesky = q.loc, q.scale_tril  # type: ignore[attr-defined]
-        return mean + (cholesky @ noise.unsqueeze(-1)).squeeze(-1)
-    if diagonal_parameters(q) is not None:
-        return q.mean + q.stddev * noise
-    return q.sample()
+    if isinstance(q, DiagonalNormal):
+        return q.transform
+    if isinstance(q, Normal):
+        return lambda noise: q.loc + q.scale * noise
+    if isinstance(q, MultivariateNormal | LowRankMultivariateNormal):
+        cholesky = q.scale_tril
+        return lambda noise: q.loc + (cholesky @ noise.unsqueeze(-1)).squeeze(-1)
+    return None
 
 
 def decompose(
@@ -218,28 +235,31 @@ def decompose(
 
     Raises:
         ModelError: a method returned something of another shape, or not a number.
-        DataError: the model takes no integers.
+        DataError: the model takes no integers, or the likelihood cannot have made these data.
         UsageError: the expectation needs a normal posterior and this one is not.
     """
     batch_size = len(x)
     try:
         q = as_batch(model.posterior(x), batch_size, "posterior(x)")
     except RuntimeError as error:
-        if x.is_floating_point():
+        if x.is_floating_point() or "dtype" not in str(error):
             raise
         raise DataError(f"the model failed on data of dtype {x.dtype}; convert them as for its training") from error
     latent_shape = q.event_shape
     p = _on_device(as_prior(model.prior(), batch_size, latent_shape), x.device)
-    gaussian = diagonal_parameters(q) is not None or full_parameters(q) is not None
-    if not gaussian and expectation.gaussian_only:
+    draw = _drawer(q)
+    if draw is None and expectation.gaussian_only:
         raise UsageError(f"{type(expectation).__name__} needs a normal posterior, got {q}; use MonteCarlo")
-    dtype = q.mean.dtype if gaussian else x.dtype
+    dtype = torch.get_default_dtype() if draw is None else q.mean.dtype
     nodes = expectation.nodes(batch_size, tuple(latent_shape), generator=generator, dtype=dtype)
     closed = _latents_in_closed_form(q, p)
+    if closed is None and not p.batch_shape:
+        # Draws for an entropy without a closed form are then each row's own, as the errors take them to be.
+        p = p.expand(torch.Size([batch_size]))
     sampled: set[str] = set()
     averages: dict[str, _NodeAverage] = {}
     for noise, weight in zip(nodes.noise, nodes.weights.tolist(), strict=True):
-        z = _draw(q, noise)
+        z = q.sample() if draw is None else draw(noise)
         px = as_batch(model.likelihood(z), batch_size, "likelihood(z)")
         if px.batch_shape + px.event_shape != x.shape:
             given = tuple(px.batch_shape[1:] + px.event_shape)
@@ -254,7 +274,7 @@ def decompose(
         at_node |= _totals(at_node)
         for name, value in at_node.items():
             if name not in averages:
-                averages[name] = _NodeAverage(value, nodes.group)
+                averages[name] = _NodeAverage(value, nodes.group, finite=likelihood.ratio is not None)
             averages[name].add(value, weight)
     terms = {name: average.result() for name, average in averages.items()}
     if "log_variance" in terms:

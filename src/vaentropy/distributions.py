@@ -26,11 +26,12 @@ from torch.distributions import (
 )
 
 from vaentropy._typing import Tensor
-from vaentropy.errors import ModelError
+from vaentropy.errors import DataError, ModelError
 
 __all__ = [
     "DiagonalNormal",
     "FactorTerms",
+    "LogRatePoisson",
     "as_batch",
     "as_prior",
     "diagonal_parameters",
@@ -91,6 +92,10 @@ class DiagonalNormal(Distribution):
     ):
         event_dim = mean.ndim - 1 if event_dim is None else event_dim
         split = mean.ndim - event_dim
+        if torch.broadcast_shapes(mean.shape, log_variance.shape) != mean.shape:
+            raise ModelError(
+                f"log-variance of shape {tuple(log_variance.shape)} for a mean of shape {tuple(mean.shape)}"
+            )
         self.loc = mean
         # Not expanded: a σ² that all elements share stays one number in what is computed from it.
         self.log_variance = log_variance
@@ -157,6 +162,18 @@ class DiagonalNormal(Distribution):
             event_dim=len(self.event_shape),
             validate_args=False,
         )
+
+
+class LogRatePoisson(Poisson):
+    """Poisson(exp(log_rate)) that carries its log-rate, so that a rate too small for its dtype keeps its logarithm.
+
+    Args:
+        log_rate: (*batch).
+    """
+
+    def __init__(self, log_rate: Tensor):
+        self.log_rate = log_rate
+        super().__init__(log_rate.exp(), validate_args=False)
 
 
 @register_kl(DiagonalNormal, DiagonalNormal)
@@ -255,6 +272,7 @@ class FactorTerms:
         log_base: log of the base measure at the value (Poisson: -log x!), None where it is constant.
         squared_error: (x - mean)², for a normal.
         log_variance: of a normal.
+        ratio: (x - mean)²/σ², for a normal.
         sampled: the entropy is a Monte Carlo estimate.
     """
 
@@ -264,6 +282,7 @@ class FactorTerms:
     log_base: Tensor | None = None
     squared_error: Tensor | None = None
     log_variance: Tensor | None = None
+    ratio: Tensor | None = None
     sampled: bool = False
 
 
@@ -307,12 +326,20 @@ def _normal(distribution: DiagonalNormal | Normal, value: Tensor) -> FactorTerms
         residual=torch.rsub(standardised, 1).mul_(0.5),
         squared_error=squared_error,
         log_variance=log_variance,
+        ratio=standardised,
     )
+
+
+def _require_between(x: Tensor, least: float, most: float, what: str) -> None:
+    if bool(((x < least) | (x > most)).any()):
+        raise DataError(f"data from {float(x.min()):g} to {float(x.max()):g} given for a {what} likelihood")
 
 
 @factor_terms.register
 def _(distribution: Bernoulli, value: Tensor) -> FactorTerms:
     x = to_float64(value)
+    # Values between 0 and 1 are common in practice (gray pixels), and the identity holds for them as well.
+    _require_between(x, 0.0, 1.0, "Bernoulli")
     if "logits" in distribution.__dict__:
         logits = to_float64(distribution.logits)
         p = logits.sigmoid()
@@ -359,10 +386,24 @@ def _(distribution: Laplace, value: Tensor) -> FactorTerms:
 def _(distribution: Poisson, value: Tensor) -> FactorTerms:
     # The entropy has no closed form; the theorem asks for the pseudo entropy and the base measure 1/x!.
     x, rate = to_float64(value), to_float64(distribution.rate)
+    _require_between(x, 0.0, math.inf, "Poisson")
     log_base = -torch.lgamma(x + 1)
     return FactorTerms(
         log_prob=torch.xlogy(x, rate) - rate + log_base,
         entropy=rate - torch.xlogy(rate, rate),
         residual=torch.xlogy(x - rate, rate),
+        log_base=log_base,
+    )
+
+
+@factor_terms.register
+def _(distribution: LogRatePoisson, value: Tensor) -> FactorTerms:
+    x, log_rate = to_float64(value), to_float64(distribution.log_rate)
+    _require_between(x, 0.0, math.inf, "Poisson")
+    rate, log_base = log_rate.exp(), -torch.lgamma(x + 1)
+    return FactorTerms(
+        log_prob=x * log_rate - rate + log_base,
+        entropy=rate - rate * log_rate,
+        residual=(x - rate) * log_rate,
         log_base=log_base,
     )

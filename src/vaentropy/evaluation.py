@@ -1,51 +1,29 @@
 """`evaluate`: one pass over data, one set of mergeable sums, every read-out from them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from vaentropy._typing import Tensor
 from vaentropy.decomposition import FEATURE_TERMS, Decomposition, decompose
 from vaentropy.errors import DataError, UsageError
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import LatentVariableModel, placement
+from vaentropy.modes import Mode, in_mode
 from vaentropy.moments import Moment, merge
-from vaentropy.results import Evaluation, Mode, concatenate, read_out
+from vaentropy.results import Evaluation, concatenate, read_out
+from vaentropy.rows import as_tensor, require_finite
 from vaentropy.seeding import seeded
 
 __all__ = ["evaluate"]
 
 
-@contextmanager
-def _undisturbed(model: object, mode: Mode, seed: int, device: torch.device) -> Iterator[None]:
-    """Networks in `mode`, global generators seeded; afterwards modes, BatchNorm statistics and generators as before."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    training = [module.training for module in modules]
-    # In train mode a forward pass moves the running statistics.
-    buffers = [(b, b.clone()) for module in modules for b in module.buffers(recurse=False)] if mode == "train" else []
-    try:
-        for module in modules:
-            module.training = mode == "train"
-        with seeded(seed, device):
-            yield
-    finally:
-        for module, was_training in zip(modules, training, strict=True):
-            module.training = was_training
-        for buffer, saved in buffers:
-            buffer.copy_(saved)
-
-
-def _batches(data: Tensor | np.ndarray | Iterable[Any], batch_size: int) -> Iterator[Any]:
-    if isinstance(data, np.ndarray):
-        if data.dtype == object:
-            raise DataError("an array of Python objects given, expected numbers")
-        data = torch.from_numpy(np.ascontiguousarray(data))
-    if isinstance(data, Tensor):
-        yield from data.split(batch_size)
+def _batches(data: Any, batch_size: int) -> Iterator[Any]:
+    if isinstance(data, Tensor | np.ndarray):
+        yield from as_tensor(data).split(batch_size)
     else:
         yield from data
 
@@ -60,16 +38,6 @@ def _rows_of(batch: Any) -> Tensor:
             "pass bind=lambda batch: (model, x) to say which part of it is the data"
         )
     return batch
-
-
-def _check_rows(x: Tensor, first_row: int) -> None:
-    if x.ndim == 0:
-        raise DataError("a single number given as data, expected an array (N, *data_shape)")
-    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-        row, *where = (~torch.isfinite(x)).nonzero()[0].tolist()
-        raise DataError(
-            f"row {first_row + row}, feature {where} of the data is not a finite number; drop or replace it"
-        )
 
 
 def _check_weights(sample_weight: Tensor | np.ndarray | Sequence[float] | None) -> Tensor | None:
@@ -97,7 +65,7 @@ def evaluate(
     bind: Callable[[Any], tuple[LatentVariableModel, Tensor]] | None = None,
     pointwise: bool = False,
     mode: Mode = "eval",
-    progress: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """ELBO, the three entropies, the gap between them term by term, and what optimal variances would bring.
 
@@ -114,7 +82,7 @@ def evaluate(
         pointwise: also keep the values per data point.
         mode: run the networks in "eval" or "train" mode. With BatchNorm or dropout these are two objectives, and the
             theorem holds in the one that was trained.
-        progress: called with the number of rows after each batch.
+        on_batch: called with the number of rows after each batch.
 
     Returns:
         Evaluation, nats per data point.
@@ -135,19 +103,23 @@ def evaluate(
     seen, data_shape, generators = 0, (), {}
     decomposition: Decomposition | None = None
     sampled: set[str] = set()
-    with torch.no_grad(), _undisturbed(model, mode, expectation.seed, device or torch.device("cpu")):
+    with torch.no_grad(), in_mode(model, mode), seeded(expectation.seed, device or torch.device("cpu")):
         for batch in _batches(data, batch_size):
             bound, x = bind(batch) if bind else (model, _rows_of(batch))
+            if x.ndim == 0:
+                raise DataError("a single number given as data, expected an array (N, *data_shape)")
             if len(x) == 0:
                 continue
-            _check_rows(x, seen)
-            x = x.to(device=device, dtype=dtype if x.is_floating_point() else None)
-            batch_weights = None if weights is None else weights[seen : seen + len(x)]
+            x = x.detach().to(device=device, dtype=dtype if x.is_floating_point() else None)
+            require_finite(x, "the data", first_row=seen)
             if weights is not None and len(weights) < seen + len(x):
                 raise UsageError(f"sample_weight holds {len(weights)} numbers for more data points; give one for each")
-            # One stream of noise per device, so that a batch continues where the one before ended.
-            generator = generators.setdefault(x.device, expectation.generator(x.device))
-            decomposition = decompose(bound, x, expectation, generator)
+            batch_weights = None if weights is None else weights[seen : seen + len(x)]
+            if x.device not in generators:
+                # One stream of noise, so that a batch continues where the one before ended.
+                generators[x.device] = expectation.generator(x.device)
+            with in_mode(bound, mode) if bind else nullcontext():
+                decomposition = decompose(bound, x, expectation, generators[x.device])
             named = decomposition.terms
             part = {name: Moment.of(term.value, batch_weights, term.noise) for name, term in named.items()}
             parts = [merge([*parts, part])]
@@ -155,8 +127,8 @@ def evaluate(
                 kept.append({name: t.value.cpu() for name, t in named.items() if name not in FEATURE_TERMS})
             sampled |= decomposition.sampled
             data_shape, seen = tuple(x.shape[1:]), seen + len(x)
-            if progress:
-                progress(len(x))
+            if on_batch:
+                on_batch(len(x))
     if decomposition is None:
         raise DataError("no data points given, expected at least one")
     if weights is not None and len(weights) != seen:

@@ -4,8 +4,9 @@ A normal posterior maps standard normal nodes to latents, z = ν + τ ε; averag
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ class Nodes:
     Attributes:
         noise: (K, B, *latent), or (K, 1, *latent) where all data points share it.
         weights: (K,), sum 1; float64 on the CPU.
+        uniform: all weights are equal.
         group: how many consecutive nodes form one independent draw (2 for antithetic pairs); None where the draws are
             not independent between data points, so that no Monte Carlo error can be had from them.
     """
@@ -34,6 +36,7 @@ class Nodes:
     noise: Float[Tensor, "K B *latent"]
     weights: Float[Tensor, "K"]
     group: int | None
+    uniform: bool = True
 
 
 def _positive(value: int, name: str) -> None:
@@ -49,7 +52,13 @@ class Expectation(ABC):
     """Base of the ways to average over the posterior; immutable, and equal settings give equal nodes."""
 
     seed: int = 0
-    gaussian_only: bool = True
+    # Whether each data point has draws of its own.
+    independent: ClassVar[bool] = False
+    gaussian_only: ClassVar[bool] = True
+
+    def with_seed(self, seed: int) -> "Expectation":
+        """The same expectation with other draws; itself where there is nothing random."""
+        return replace(self, seed=seed) if "seed" in (f.name for f in fields(self)) else self  # type: ignore[type-var]
 
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
         """A fresh generator on `device`, seeded with `seed`."""
@@ -73,6 +82,7 @@ class MonteCarlo(Expectation):
 
     num_samples: int = 16
     seed: int = 0
+    independent = True
     gaussian_only = False
 
     def __post_init__(self) -> None:
@@ -96,6 +106,7 @@ class Antithetic(Expectation):
 
     num_samples: int = 8
     seed: int = 0
+    independent = True
 
     def __post_init__(self) -> None:
         _positive(self.num_samples, "num_samples")
@@ -111,6 +122,7 @@ class Antithetic(Expectation):
         return Nodes(torch.stack([half, -half], 1).flatten(0, 1), _uniform(self.num_samples), group=2)
 
 
+@lru_cache(maxsize=16)
 def _frozen_noise(num_samples: int, latent_shape: tuple[int, ...], seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn((num_samples, 1, *latent_shape), generator=generator, dtype=torch.float64)
@@ -204,4 +216,4 @@ class GaussHermite(Expectation):
     def nodes(self, batch_size, latent_shape, *, generator, dtype) -> Nodes:
         """Noise (K, 1, *latent)."""
         noise, weights = _hermite(self.nodes_per_axis, tuple(latent_shape))
-        return Nodes(noise.to(generator.device, dtype), weights, group=None)
+        return Nodes(noise.to(generator.device, dtype), weights, group=None, uniform=False)

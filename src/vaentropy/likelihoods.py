@@ -13,10 +13,9 @@ import torch
 from torch import nn
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent
-from torch.distributions import Poisson as TorchPoisson
 
 from vaentropy._typing import Tensor
-from vaentropy.distributions import DiagonalNormal, normal_entropy, normal_log_prob
+from vaentropy.distributions import DiagonalNormal, LogRatePoisson, normal_entropy, normal_log_prob
 from vaentropy.errors import UsageError
 
 __all__ = ["Bernoulli", "Gaussian", "Head", "Likelihood", "Poisson"]
@@ -96,15 +95,15 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def log_prob_and_entropy(
-        self, x: Tensor, features: Tensor, *, weights: Tensor | None = None, rate: float = 0.0
+        self, x: Tensor, features: Tensor, *, weights: Tensor | None = None, adapt: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """log p(x|z) and the entropy of p(x|z) (Poisson: pseudo entropy less log base measure), each (B,), nats.
 
         Args:
             x: (B, *data_shape).
             features: (B, *features_shape), the decoder's output.
-            weights: (B,), sum 1, of the points in the optimum that `rate` speaks of; None means 1/B.
-            rate: first move σ² by this fraction towards its optimum for these points, in place and without gradient:
+            weights: (B,), sum 1, of the points in the optimum that `adapt` speaks of; None means 1/B.
+            adapt: first move σ² by this fraction towards its optimum for these points, in place and without gradient:
                 0 leaves it, 1 sets it, less makes a running mean over batches. Nothing where σ² is not learned.
         """
 
@@ -149,7 +148,7 @@ class Gaussian(Likelihood):
 class GaussianHead(Head):
     """Layers of a `Gaussian` likelihood."""
 
-    log_variance: Tensor | nn.Module  # parameter (or buffer, where fixed) () or data_shape; or a layer
+    log_variance: nn.Parameter | nn.Module | None  # () or data_shape; or a layer; None where σ² is fixed
 
     def __init__(self, likelihood: Gaussian, features_shape: tuple[int, ...], data_shape: tuple[int, ...]):
         super().__init__()
@@ -162,7 +161,7 @@ class GaussianHead(Head):
         elif likelihood.variance == "function":
             self.log_variance = affine(features_shape, data_shape)
         else:
-            self.register_buffer("log_variance", torch.tensor(math.log(likelihood.variance)))
+            self.log_variance = None
 
     def variance_parameters(self) -> list[nn.Parameter]:
         """log σ², or the bias of its layer; empty where σ² is fixed."""
@@ -172,11 +171,11 @@ class GaussianHead(Head):
 
     def log_variance_at(self, features: Tensor) -> Tensor:
         """log σ², not below the floor; broadcasts to (B, *data_shape)."""
-        if isinstance(self.log_variance, nn.Module):
-            return _LowerBound.apply(self.log_variance(features), math.log(self.likelihood.floor))  # type: ignore[return-value]
-        if not isinstance(self.log_variance, nn.Parameter):
-            return self.log_variance
-        return _LowerBound.apply(self.log_variance, math.log(self.likelihood.floor))  # type: ignore[return-value]
+        if self.log_variance is None:
+            assert not isinstance(self.likelihood.variance, str)
+            return torch.full((), math.log(self.likelihood.variance), dtype=features.dtype, device=features.device)
+        raw = self.log_variance(features) if isinstance(self.log_variance, nn.Module) else self.log_variance
+        return _LowerBound.apply(raw, math.log(self.likelihood.floor))  # type: ignore[return-value]
 
     def at_floor(self, features: Tensor) -> float:
         """Fraction of the variances that are held at the floor."""
@@ -188,49 +187,64 @@ class GaussianHead(Head):
         return DiagonalNormal(self.mean(features), self.log_variance_at(features), validate_args=False)
 
     def log_prob_and_entropy(
-        self, x: Tensor, features: Tensor, *, weights: Tensor | None = None, rate: float = 0.0
+        self, x: Tensor, features: Tensor, *, weights: Tensor | None = None, adapt: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """See `Head.log_prob_and_entropy`."""
         mean = self.mean(features)
-        if rate:
-            self._adapt((x - mean).detach().square(), features, weights, rate)
+        if adapt:
+            self._adapt((x - mean).detach().square(), features, weights, adapt)
         log_variance = self.log_variance_at(features)
         return _sum(normal_log_prob(x, mean, log_variance)), _sum(normal_entropy(log_variance).expand(mean.shape))
 
     @torch.no_grad()
     def rescale(self, factor: Tensor) -> None:
-        """Multiply σ² by `factor`, () or data_shape, in place."""
+        """Multiply σ² by `factor`, () or data_shape, in place, but not below the floor."""
         parameters = self.variance_parameters()
         if not parameters:
             raise UsageError(f"σ² is fixed at {self.likelihood.variance}; use Rescaled to change it from outside")
         (log_variance,) = parameters
-        shift = factor.to(log_variance).log()
+        log_floor = math.log(self.likelihood.floor)
         if isinstance(self.log_variance, nn.Module):
-            shift = shift.flatten() if shift.ndim and shift.numel() == log_variance.numel() else shift
-        if shift.ndim and shift.shape != log_variance.shape:
+            log_factor = self._per_bias(factor.to(log_variance)).log()
+            # What is reproduced exactly has factor 0; how far its σ²(z) is above the floor, only the networks know.
+            log_variance.add_(torch.where(torch.isfinite(log_factor), log_factor, 0))
+        elif factor.ndim and factor.shape != log_variance.shape:
             raise UsageError(
                 f"a factor of shape {tuple(factor.shape)} given for σ² with {log_variance.numel()} parameters; "
                 'use per_feature=False, or Gaussian(variance="per_feature")'
             )
-        log_variance.add_(shift)
+        else:
+            log_variance.clamp_(min=log_floor).add_(factor.to(log_variance).log()).clamp_(min=log_floor)
+
+    def _per_bias(self, ratio: Tensor) -> Tensor:
+        """A factor per feature as one per bias of the log-variance layer: a convolution has one bias per channel."""
+        assert isinstance(self.log_variance, nn.Module)
+        bias = bias_of(self.log_variance)
+        if not ratio.ndim:
+            return ratio.expand(bias.shape)
+        return ratio.flatten() if ratio.numel() == bias.numel() else ratio.flatten(1).mean(1)
 
     @torch.no_grad()
-    def _adapt(self, squared_error: Tensor, features: Tensor, weights: Tensor | None, rate: float) -> None:
+    def _adapt(self, squared_error: Tensor, features: Tensor, weights: Tensor | None, step: float) -> None:
         parameters = self.variance_parameters()
         if not parameters:
             return
         (log_variance,) = parameters
+        log_floor = math.log(self.likelihood.floor)
         w = squared_error.new_full((len(squared_error),), 1 / len(squared_error)) if weights is None else weights
         if isinstance(self.log_variance, nn.Module):
-            # Optimal factor per feature; a convolution's bias is one per channel.
-            ratio = torch.tensordot(w, squared_error * torch.exp(-self.log_variance_at(features)), 1)
-            ratio = ratio.flatten() if ratio.numel() == log_variance.numel() else ratio.flatten(1).mean(1)
-            log_variance.add_(torch.log1p(rate * (ratio - 1)))
+            raw = self.log_variance(features)
+            ratio = torch.tensordot(w, squared_error * torch.exp(-raw.clamp(min=log_floor)), 1)
+            shift = torch.log1p(step * (self._per_bias(ratio) - 1))
+            # Not further down than to where all of a feature's variances are at the floor: it has to find back.
+            highest = raw.flatten(2).amax((0, 2)) if raw.ndim > 2 and raw[0].numel() != shift.numel() else None
+            highest = raw.flatten(1).amax(0) if highest is None else highest
+            log_variance.add_(torch.maximum(shift, (log_floor - highest).clamp(max=0)))
         else:
             optimum = torch.tensordot(w, squared_error, 1)
             optimum = optimum.mean() if log_variance.ndim == 0 else optimum
             variance = log_variance.exp()
-            log_variance.copy_((variance + rate * (optimum - variance)).clamp(min=self.likelihood.floor).log())
+            log_variance.copy_((variance + step * (optimum - variance)).clamp(min=self.likelihood.floor).log())
 
 
 @dataclass(frozen=True)
@@ -255,7 +269,7 @@ class BernoulliHead(Head):
         return Independent(TorchBernoulli(logits=logits, validate_args=False), logits.ndim - 1, validate_args=False)
 
     def log_prob_and_entropy(
-        self, x: Tensor, features: Tensor, *, weights: Tensor | None = None, rate: float = 0.0
+        self, x: Tensor, features: Tensor, *, weights: Tensor | None = None, adapt: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """See `Head.log_prob_and_entropy`."""
         logits = self.logits(features)
@@ -281,11 +295,11 @@ class PoissonHead(Head):
 
     def distribution(self, features: Tensor) -> Distribution:
         """Independent Poisson variables."""
-        rate = self.log_rate(features).exp()
-        return Independent(TorchPoisson(rate, validate_args=False), rate.ndim - 1, validate_args=False)
+        log_rate = self.log_rate(features)
+        return Independent(LogRatePoisson(log_rate), log_rate.ndim - 1, validate_args=False)
 
     def log_prob_and_entropy(
-        self, x: Tensor, features: Tensor, *, weights: Tensor | None = None, rate: float = 0.0
+        self, x: Tensor, features: Tensor, *, weights: Tensor | None = None, adapt: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """See `Head.log_prob_and_entropy`."""
         log_rate = self.log_rate(features)

@@ -17,6 +17,7 @@ from torch import nn
 from vaentropy._typing import Float, Num, Tensor
 from vaentropy.distributions import LOG_2PI, DiagonalNormal, normal_entropy, to_float64
 from vaentropy.errors import DataError, UsageError
+from vaentropy.rows import as_tensor, require_finite
 from vaentropy.seeding import seeded
 
 __all__ = ["DataMoments", "LinearElboTerms", "LinearVAE"]
@@ -43,12 +44,10 @@ class DataMoments:
         Raises:
             DataError: x is not a matrix with at least one row and column, or holds a number that is not finite.
         """
-        x = torch.from_numpy(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x
+        x = as_tensor(x)
         if x.ndim != 2 or x.numel() == 0:
             raise DataError(f"data of shape {tuple(x.shape)} given, expected (N, D), neither 0; flatten images first")
-        if not bool(torch.isfinite(x).all()):
-            row, feature = (~torch.isfinite(x)).nonzero()[0].tolist()
-            raise DataError(f"row {row}, feature {feature} of the data is not a finite number; drop or replace it")
+        require_finite(x, "the data")
         x = to_float64(x)
         mean = x.mean(0)
         centred = x - mean
@@ -134,16 +133,18 @@ class LinearVAE(nn.Module):
 
     def posterior(self, x: Float[Tensor, "B D"]) -> DiagonalNormal:
         """q(z|x) for x (B, D)."""
-        return DiagonalNormal(x @ self.encoder_weight.T + self.encoder_bias, self.latent_log_variance)
+        return DiagonalNormal(
+            x @ self.encoder_weight.T + self.encoder_bias, self.latent_log_variance, validate_args=False
+        )
 
     def prior(self) -> DiagonalNormal:
         """p(z) = N(0, I)."""
         zeros = torch.zeros_like(self.latent_log_variance)
-        return DiagonalNormal(zeros, zeros, event_dim=1)
+        return DiagonalNormal(zeros, zeros, event_dim=1, validate_args=False)
 
     def likelihood(self, z: Float[Tensor, "B H"]) -> DiagonalNormal:
         """p(x|z) for z (B, H)."""
-        return DiagonalNormal(z @ self.weight.T + self.bias, self.log_variance)
+        return DiagonalNormal(z @ self.weight.T + self.bias, self.log_variance, validate_args=False)
 
     def elbo_terms(self, statistics: DataMoments) -> LinearElboTerms:
         """The ELBO's parts, exact: no sampling, O(D²H) for any number of data points (the first call is O(D³))."""

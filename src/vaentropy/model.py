@@ -1,6 +1,6 @@
 """The one model interface, and models made of other models or of plain functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -56,8 +56,10 @@ class _FunctionModel(nn.Module):
         decode: Callable[[Tensor], Distribution | Tensor],
         prior: Distribution | None,
         variance: float | Tensor | None,
+        modules: Sequence[nn.Module],
     ):
         super().__init__()
+        self.networks = nn.ModuleList(modules)
         self.encode, self.decode = encode, decode
         self._prior = standard_prior() if prior is None else prior
         self.variance = variance
@@ -95,6 +97,7 @@ def from_functions(
     *,
     prior: Distribution | None = None,
     variance: float | Tensor | None = None,
+    modules: Sequence[nn.Module] = (),
 ) -> LatentVariableModel:
     """A model from two functions (or modules).
 
@@ -104,14 +107,17 @@ def from_functions(
         prior: p(z); N(0, I) by default.
         variance: σ² where `decode` returns a mean: a number, or a tensor that broadcasts to data_shape. For a loss
             ½‖x - x̂‖² + KL it is 1; for mean squared error over D features plus w · KL it is w·D/2.
+        modules: the networks that the functions use, so that `evaluate` puts them into eval mode and data on their
+            device; not needed where encode and decode are modules themselves.
 
     Raises:
         ModelError: at the first call, where a function returns something else.
         UsageError: a variance that is not positive, or none where `decode` returns a mean.
     """
-    if variance is not None and not bool((torch.as_tensor(variance) > 0).all()):
+    given = torch.as_tensor(1.0 if variance is None else variance)
+    if not bool(((given > 0) & (given < float("inf"))).all()):
         raise UsageError(f"variance={variance!r} given, expected positive numbers (σ², not log σ²)")
-    return _FunctionModel(encode, decode, prior, variance)
+    return _FunctionModel(encode, decode, prior, variance, modules)
 
 
 def _scaled(distribution: Distribution, factor: Tensor, role: str) -> DiagonalNormal:

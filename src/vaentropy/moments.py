@@ -58,10 +58,9 @@ class Moment:
         """
         values = to_float64(values)
         if weights is None:
-            w = torch.ones_like(values)
-        else:
-            w = to_float64(weights).to(values.device)
-            w = w.reshape(*w.shape, *[1] * (values.ndim - w.ndim)).expand(values.shape)
+            return cls._of_equal_weights(values, noise)
+        w = to_float64(weights).to(values.device)
+        w = w.reshape(*w.shape, *[1] * (values.ndim - w.ndim)).expand(values.shape)
         # A missing value may be NaN; 0 · NaN would spread it.
         values = torch.where(w == 0, 0.0, values)
         weight = w.sum(0)
@@ -75,12 +74,21 @@ class Moment:
         on_cpu = [field.cpu() for field in fields]
         return cls(*on_cpu[:6], noise=on_cpu[6] if noise is not None else None)
 
+    @classmethod
+    def _of_equal_weights(cls, values: Tensor, noise: Tensor | None) -> "Moment":
+        count = torch.full(values.shape[1:], float(len(values)), dtype=torch.float64)
+        mean = values.mean(0)
+        spread = (values - mean).square_().sum(0).cpu()
+        total_noise = None if noise is None else to_float64(noise).sum(0).cpu()
+        return cls(count, count, mean.cpu(), spread, torch.zeros_like(spread), spread, total_noise)
+
     def merge(self, other: "Moment") -> "Moment":
         """The moment of both parts together."""
         weight = self.weight + other.weight
-        delta = other.mean - self.mean
+        # Where both are -inf (data of probability 0), so is the mean of all.
+        delta = torch.where(other.mean == self.mean, 0.0, other.mean - self.mean)
         shift = delta * _ratio(other.weight, weight)
-        mean = self.mean + shift
+        mean = torch.where(torch.isinf(delta), self.mean + other.mean, self.mean + shift)
         spread = self.spread + other.spread + delta.square() * _ratio(self.weight * other.weight, weight)
         parts = [self._around(shift), other._around(shift - delta)]
         lean, spread_squared = (a + b for a, b in zip(*parts, strict=True))

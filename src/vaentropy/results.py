@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -11,11 +11,11 @@ from vaentropy import ledger
 from vaentropy._typing import Tensor
 from vaentropy.errors import UsageError
 from vaentropy.expectation import Expectation
+from vaentropy.modes import Mode
 from vaentropy.moments import Moment, merge
 
-__all__ = ["Entropies", "Evaluation", "Gains", "Mode", "Terms", "concatenate", "read_out", "scale_gain"]
+__all__ = ["Entropies", "Evaluation", "Gains", "Terms", "concatenate", "read_out", "scale_gain"]
 
-Mode = Literal["eval", "train"]
 # log σ² that varies less than this over data and draws of z counts as one constant.
 CONSTANT_LOG_VARIANCE = 1e-9
 
@@ -26,6 +26,16 @@ def scale_gain(ratio: Tensor) -> Tensor:
     Zero at ρ = 1, infinite at ρ = 0, where the ELBO has no upper bound.
     """
     return 0.5 * (ratio - 1 - ratio.log())
+
+
+def scale_gain_error(ratio: Tensor, error: Tensor) -> Tensor:
+    """Standard error of `scale_gain(ratio)` where the ratio has the standard error `error`.
+
+    By the delta method to second order: the first derivative, ½ (1 - 1/ρ), is 0 at ρ = 1, where good models are. There
+    the gain is also biased upward, by ½ · error²/(2ρ²).
+    """
+    first, second = 0.5 * (1 - 1 / ratio), 0.5 / ratio.square()
+    return (first.square() * error.square() + 0.5 * second.square() * error.pow(4)).sqrt()
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class Gains:
     prior_variance: Tensor | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Terms:
     """The ELBO and its parts, nats per data point. Vectors are float64 on the CPU.
 
@@ -118,7 +128,7 @@ def _plain(value: Any, vectors: bool) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Evaluation(Terms):
     """What `evaluate` returns: the terms, their two errors, and the sums they came from. Printing it gives a ledger.
 
@@ -162,30 +172,41 @@ class Evaluation(Terms):
         """Plain numbers, lists and dicts, for JSON; without `moments` and `pointwise`."""
         return {**super().to_dict(vectors=vectors), "relative_gap": self.relative_gap}
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """The ledger."""
         return ledger.render(self)
 
     @staticmethod
     def merge(parts: Sequence["Evaluation"]) -> "Evaluation":
-        """The evaluation of several parts of the data as one, exactly; `pointwise` values are concatenated.
+        """The evaluation of several parts of the data as one; `pointwise` values are concatenated.
+
+        Values and `stderr` are exactly those of one evaluation of all the data with the same noise. Give each part's
+        expectation a seed of its own: parts with equal seeds have equal noise, and then there is no `mc_stderr`.
 
         Raises:
-            UsageError: no parts, or parts of different models, expectations or modes.
+            UsageError: no parts, or parts of different shapes, expectations (but for the seed) or modes.
         """
         if not parts:
             raise UsageError("no evaluations given, expected at least one to merge")
         first = parts[0]
         for part in parts:
-            for name in ("data_shape", "latent_shape", "expectation", "mode"):
-                if getattr(part, name) != getattr(first, name):
+            for name, theirs, ours in (
+                ("data_shape", part.data_shape, first.data_shape),
+                ("latent_shape", part.latent_shape, first.latent_shape),
+                ("mode", part.mode, first.mode),
+                ("expectation", _without_seed(part.expectation), _without_seed(first.expectation)),
+            ):
+                if theirs != ours:
                     raise UsageError(
-                        f"evaluations with {name} {getattr(first, name)} and {getattr(part, name)} given, expected the "
-                        "same: merge only evaluations of one model under one setting"
+                        f"evaluations with {name} {ours} and {theirs} given, expected the same: merge only evaluations "
+                        "of one model under one setting"
                     )
+        moments = merge(part.moments for part in parts)
+        if first.expectation.independent and len({part.expectation.seed for part in parts}) < len(parts):
+            moments = {name: replace(moment, noise=None) for name, moment in moments.items()}
         pointwise = [part.pointwise for part in parts if part.pointwise is not None]
         return read_out(
-            merge(part.moments for part in parts),
+            moments,
             num_points=sum(part.num_points for part in parts),
             data_shape=first.data_shape,
             latent_shape=first.latent_shape,
@@ -194,6 +215,10 @@ class Evaluation(Terms):
             sampled=tuple(sorted({name for part in parts for name in part.sampled})),
             pointwise=concatenate(pointwise) if len(pointwise) == len(parts) else None,
         )
+
+
+def _without_seed(expectation: Expectation) -> Expectation:
+    return expectation.with_seed(0) if expectation.independent else expectation
 
 
 # --- From sums to read-outs -----------------------------------------------------------------------------------------
@@ -208,25 +233,29 @@ def _terms(moments: Mapping[str, Moment], pick: Callable[[Moment], Tensor], *, v
     def number(name: str) -> float:
         return float(pick(moments[name])) if name in moments else 0.0
 
-    def gain(residual: str) -> Tensor | None:
-        """Of a variance whose optimal factor is ρ = 1 - 2 × residual."""
-        if residual not in moments:
+    def gain(ratios: str) -> Tensor | None:
+        if ratios not in moments:
             return None
-        ratio = 1 - 2 * moments[residual].mean
-        return scale_gain(ratio) if value else (1 - 1 / ratio).abs() * pick(moments[residual])
+        ratio = moments[ratios].mean
+        return scale_gain(ratio) if value else scale_gain_error(ratio, pick(moments[ratios]))
 
-    normal = "squared_error" in moments
-    normal_prior = "prior_second_moment" in moments
+    normal = "decoder_ratios" in moments
+    decoder_residuals = vector("decoder_residuals")
     variance_ratio = variance_gain = None
     if normal:
-        num_features = moments["squared_error"].mean.numel()
-        mean_ratio = 1 - 2 * moments["decoder_gap"].mean / num_features
+        ratios = moments["decoder_ratios"]
+        decoder_residuals = 0.5 * (1 - ratios.mean) if value else 0.5 * pick(ratios)
+        num_features = ratios.mean.numel()
+        mean_ratio = ratios.mean.mean()
         if value:
             variance_ratio = float(mean_ratio)
             variance_gain = float(num_features * scale_gain(mean_ratio))
         else:
             variance_ratio = 2 * number("decoder_gap") / num_features
-            variance_gain = float((1 - 1 / mean_ratio).abs()) * number("decoder_gap")
+            error = torch.tensor(variance_ratio, dtype=torch.float64)
+            variance_gain = float(num_features * scale_gain_error(mean_ratio, error))
+    if decoder_residuals is not None and not decoder_residuals.ndim:
+        decoder_residuals = None
     return Terms(
         elbo=number("elbo"),
         reconstruction=number("reconstruction"),
@@ -238,7 +267,7 @@ def _terms(moments: Mapping[str, Moment], pick: Callable[[Moment], Tensor], *, v
         prior_gap=number("prior_gap"),
         decoder_gap=number("decoder_gap"),
         prior_residuals=vector("prior_residuals"),
-        decoder_residuals=vector("decoder_residuals"),
+        decoder_residuals=decoder_residuals,
         kl_per_latent=vector("kl_per_latent"),
         encoder_entropy_per_latent=vector("encoder_entropy_per_latent"),
         optimal_variance=number("mean_squared_error") if normal else None,
@@ -247,8 +276,8 @@ def _terms(moments: Mapping[str, Moment], pick: Callable[[Moment], Tensor], *, v
         optimal_prior_variance=vector("prior_second_moment"),
         gains=Gains(
             variance=variance_gain,
-            feature_variance=gain("decoder_residuals") if normal else None,
-            prior_variance=gain("prior_residuals") if normal_prior else None,
+            feature_variance=gain("decoder_ratios"),
+            prior_variance=gain("prior_ratios"),
         ),
     )
 

@@ -16,6 +16,7 @@ from vaentropy.distributions import DiagonalNormal, normal_entropy, normal_kl
 from vaentropy.errors import UsageError
 from vaentropy.likelihoods import Gaussian, Head, Likelihood
 from vaentropy.model import placement
+from vaentropy.modes import in_mode
 from vaentropy.networks import MLPDecoder, MLPEncoder
 from vaentropy.seeding import seeded
 
@@ -82,15 +83,12 @@ class _UnitColumns(nn.Module):
 
 
 def _features_shape(network: nn.Module, example: Tensor, what: str) -> tuple[int, ...]:
-    training = network.training
     try:
-        with torch.no_grad():
-            features = network.eval()(example)
+        with torch.no_grad(), in_mode(network, "eval"):
+            features = network(example)
     except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise UsageError(f"the {what} failed on an input of shape {tuple(example.shape)}: {first}") from error
-    finally:
-        network.train(training)
     if not isinstance(features, Tensor) or len(features) != len(example):
         raise UsageError(
             f"the {what} returned {type(features).__name__} for 2 rows, expected a Tensor of 2 rows of features"
@@ -180,15 +178,18 @@ class VAE(nn.Module):
 
     def likelihood(self, z: Float[Tensor, "B H"]) -> Distribution:
         """p(x|z) for z (B, H)."""
-        return self.head.distribution(self._decode(z))
+        return self.head.distribution(self.decoder_features(z))
 
     # The fast path, for training.
 
     def _encode(self, x: Float[Tensor, "B *data"]) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B H"]]:
+        # Counts and labels come as integers.
+        x = x if x.is_floating_point() else x.to(self.latent_mean.weight.dtype)
         features = self.encoder(x).flatten(1)
         return self.latent_mean(features), self.latent_log_variance(features)
 
-    def _decode(self, z: Tensor) -> Tensor:
+    def decoder_features(self, z: Float[Tensor, "B H"]) -> Tensor:
+        """What the likelihood's head sees, (B, *features_shape), of z (B, H)."""
         return self.decoder(self.latent_layer(z))
 
     def elbo_terms(
@@ -197,7 +198,7 @@ class VAE(nn.Module):
         noise: Float[Tensor, "K #B H"],
         weights: Float[Tensor, "K"] | None = None,
         *,
-        rate: float = 0.0,
+        adapt: float = 0.0,
     ) -> ElboTerms:
         """The ELBO's parts with gradients, without torch.distributions: the same numbers, faster.
 
@@ -205,17 +206,18 @@ class VAE(nn.Module):
             x: (B, *data_shape).
             noise: standard normal nodes (K, B, H), or (K, 1, H).
             weights: (K,), sum 1, of the nodes; None means 1/K.
-            rate: first move σ² and a learned α² by this fraction towards their optima for this batch (`Head`).
+            adapt: first move σ² and a learned α² by this fraction towards their optima for this batch, in place
+                (analytic variances, see `Head.log_prob_and_entropy`).
         """
         mean, log_variance = self._encode(x)
         z = mean + torch.exp(0.5 * log_variance) * noise
         num_nodes, batch_size = z.shape[:2]
-        features = self._decode(z.flatten(0, 1))
+        features = self.decoder_features(z.flatten(0, 1))
         repeated = x if num_nodes == 1 else x.expand(num_nodes, *x.shape).flatten(0, 1)
         per_row = None if weights is None else weights.to(x).repeat_interleave(batch_size) / batch_size
-        log_prob, entropy = self.head.log_prob_and_entropy(repeated, features, weights=per_row, rate=rate)
-        if rate:
-            self._adapt_prior(mean, log_variance, rate)
+        log_prob, entropy = self.head.log_prob_and_entropy(repeated, features, weights=per_row, adapt=adapt)
+        if adapt:
+            self._adapt_prior(mean, log_variance, adapt)
 
         def average(value: Tensor) -> Tensor:
             value = value.unflatten(0, (num_nodes, batch_size))
@@ -230,11 +232,13 @@ class VAE(nn.Module):
         )
 
     @torch.no_grad()
-    def _adapt_prior(self, mean: Tensor, log_variance: Tensor, rate: float) -> None:
+    def _adapt_prior(self, mean: Tensor, log_variance: Tensor, step: float) -> None:
         if isinstance(self.prior_log_variance, nn.Parameter):
             variance = self.prior_log_variance.exp()
             optimum = (mean.square() + log_variance.exp()).mean(0)
-            self.prior_log_variance.copy_((variance + rate * (optimum - variance)).log())
+            # A latent that collapses in VAE-2 takes its α² to 0.
+            floor = torch.finfo(variance.dtype).tiny
+            self.prior_log_variance.copy_((variance + step * (optimum - variance)).clamp(min=floor).log())
 
     def variance_parameters(self) -> list[nn.Parameter]:
         """Parameters that scale σ² or α² and nothing else."""
@@ -262,11 +266,15 @@ class VAE(nn.Module):
         Raises:
             UsageError: σ² is fixed or has another shape, or the columns' norm forbids to scale them.
         """
+        standard = not isinstance(self.prior_log_variance, nn.Parameter)
+        if prior_factor is not None and standard:
+            self._require_free_columns()
         if variance_factor is not None:
             self.head.rescale(variance_factor)
         if prior_factor is not None:
-            self.prior_log_variance.add_(prior_factor.to(self.prior_log_variance).log())
-            if not isinstance(self.prior_log_variance, nn.Parameter):
+            log_factor = prior_factor.to(self.prior_log_variance).clamp(min=torch.finfo(torch.float32).tiny).log()
+            self.prior_log_variance.add_(log_factor)
+            if standard:
                 self._fold_prior()
 
     def fold_prior(self) -> "VAE":
@@ -285,11 +293,14 @@ class VAE(nn.Module):
         folded.register_buffer("prior_log_variance", log_variance)
         return folded
 
-    def _fold_prior(self) -> None:
+    def _require_free_columns(self) -> None:
         if self.columns != "free":
             raise UsageError(
                 f'columns="{self.columns}" fix the scale of z; use fold_prior(), whose copy has free columns'
             )
+
+    def _fold_prior(self) -> None:
+        self._require_free_columns()
         log_variance = self.prior_log_variance.detach().clone()
         scale = torch.exp(0.5 * log_variance)
         self.latent_layer.weight.mul_(scale)
@@ -298,7 +309,7 @@ class VAE(nn.Module):
         self.latent_log_variance.bias.sub_(log_variance)
         self.prior_log_variance.zero_()
 
-    # What a user does with a trained model.
+    # What a user does with a trained model, in eval mode whichever mode it is in.
 
     def _to_model(self, x: Tensor) -> Tensor:
         weight = self.latent_mean.weight
@@ -307,12 +318,14 @@ class VAE(nn.Module):
     @torch.no_grad()
     def encode(self, x: Num[Tensor, "N *data"], *, batch_size: int = BATCH_SIZE) -> Float[Tensor, "N H"]:
         """Posterior means ν(x), (N, H), of x (N, *data_shape); `posterior(x)` has the variances too."""
-        return torch.cat([self.posterior(self._to_model(part)).mean for part in x.split(batch_size)])
+        with in_mode(self, "eval"):
+            return torch.cat([self.posterior(self._to_model(part)).mean for part in x.split(batch_size)])
 
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "N H"], *, batch_size: int = BATCH_SIZE) -> Float[Tensor, "N *data"]:
         """Means of p(x|z), (N, *data_shape), of z (N, H)."""
-        return torch.cat([self.likelihood(self._to_model(part)).mean for part in z.split(batch_size)])
+        with in_mode(self, "eval"):
+            return torch.cat([self.likelihood(self._to_model(part)).mean for part in z.split(batch_size)])
 
     def reconstruct(self, x: Num[Tensor, "N *data"], *, batch_size: int = BATCH_SIZE) -> Float[Tensor, "N *data"]:
         """Means of p(x|z) at the posterior means, (N, *data_shape), of x (N, *data_shape)."""
@@ -330,7 +343,7 @@ class VAE(nn.Module):
             seed: of the draws; global generators are left alone.
             batch_size: rows per forward pass.
         """
-        with seeded(seed, self.prior_log_variance.device):
+        with in_mode(self, "eval"), seeded(seed, self.prior_log_variance.device):
             z = self.prior().sample(torch.Size([num_samples]))
             if not noise:
                 return self.decode(z, batch_size=batch_size)

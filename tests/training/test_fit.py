@@ -67,7 +67,7 @@ def test_held_out_data_do_not_change_training(x):
     assert history.at("held_out_elbo") == [1, 2, 3, 4]
 
 
-def test_every_point_is_used_once_an_epoch_and_the_last_batch_is_kept(x):
+def test_every_point_is_used_once_an_epoch_in_batches_of_nearly_equal_size(x):
     seen = []
 
     class Watching(MLPEncoder):
@@ -79,7 +79,7 @@ def test_every_point_is_used_once_an_epoch_and_the_last_batch_is_kept(x):
     model = VAE(Watching(6, (8,)), MLPDecoder((8,)), data_shape=6, latent_dim=2)
     seen.clear()
     history = fit(model, x, epochs=2, batch_size=200, variances="learned")
-    assert [len(batch) for batch in seen] == [200, 200, 50] * 2
+    assert [len(batch) for batch in seen] == [150, 150, 150] * 2
     first, second = torch.cat(seen[:3]), torch.cat(seen[3:])
     assert not torch.equal(first, second)
     for epoch in (first, second):
@@ -103,7 +103,7 @@ def test_the_last_epoch_is_always_evaluated_and_the_numbers_are_the_models(x):
 @pytest.mark.parametrize("family", [vae1, vae2, vae3])
 def test_analytic_variances_end_at_their_optimum(x, family):
     model = make(family)
-    history = fit(model, x, epochs=10, variances="analytic", evaluation=Frozen(0, 16))
+    history = fit(model, x, epochs=10, variances="analytic", evaluation_expectation=Frozen(0, 16))
     assert abs(history.train.decoder_gap) < 1e-5
     if family is vae2:
         assert abs(history.train.prior_gap) < 1e-5
@@ -336,6 +336,6 @@ def test_mnist_reaches_a_positive_elbo_quickly(data_folder):
 def test_gaussian_with_a_variance_per_feature(x):
     torch.manual_seed(0)
     model = VAE(MLPEncoder(6, (8,)), MLPDecoder((8,)), data_shape=6, latent_dim=2, likelihood=Gaussian("per_feature"))
-    history = fit(model, x, epochs=10, evaluation=Frozen(0, 8))
+    history = fit(model, x, epochs=10, evaluation_expectation=Frozen(0, 8))
     assert history.train.variance_kind == "per_feature"
     assert history.train.decoder_residuals.abs().max() < 1e-5

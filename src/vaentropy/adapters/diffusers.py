@@ -48,7 +48,7 @@ class _DiffusersModel(nn.Module):
                 f"encode of {type(self.vae).__name__} gave {type(posterior).__name__}, expected a normal distribution "
                 "with mean and logvar; an autoencoder without one has no ELBO"
             )
-        return DiagonalNormal(mean, log_variance)
+        return DiagonalNormal(mean, log_variance, validate_args=False)
 
     def prior(self) -> Distribution:
         # The size of the latents follows that of the images, so that only `evaluate` knows it.
@@ -57,9 +57,11 @@ class _DiffusersModel(nn.Module):
     def likelihood(self, z: Tensor) -> Distribution:
         decoded = self.vae.decode(z)
         mean = getattr(decoded, "sample", decoded)
-        # In half precision log σ² would be off by 1%.
+        # In half precision log σ² would be off by up to 0.4 %.
         dtype = torch.promote_types(mean.dtype, torch.float32)
-        return DiagonalNormal(mean, torch.as_tensor(self.variance, dtype=dtype, device=mean.device).log())
+        return DiagonalNormal(
+            mean, torch.as_tensor(self.variance, dtype=dtype, device=mean.device).log(), validate_args=False
+        )
 
 
 def from_diffusers(vae: object, *, variance: float | Tensor) -> LatentVariableModel:

@@ -89,12 +89,12 @@ class _PythaeModel(nn.Module):
                 f"encoder {type(self.model.encoder).__name__} returned {_fields(encoded)}, expected the fields "
                 "embedding and log_covariance, each (B, latent_dim)"
             )
-        return DiagonalNormal(mean, log_variance)
+        return DiagonalNormal(mean, log_variance, validate_args=False)
 
     def prior(self) -> Distribution:
         device, dtype = placement(self.model)
         zeros = torch.zeros(self.model.model_config.latent_dim, device=device, dtype=dtype)
-        return DiagonalNormal(zeros, zeros, event_dim=1)
+        return DiagonalNormal(zeros, zeros, event_dim=1, validate_args=False)
 
     def likelihood(self, z: Tensor) -> Distribution:
         decoded = self.model.decoder(z)["reconstruction"]
@@ -103,7 +103,7 @@ class _PythaeModel(nn.Module):
         if data_shape is not None and decoded[0].numel() == prod(data_shape):
             decoded = decoded.reshape(len(z), *data_shape)
         if self.model.model_config.reconstruction_loss == "mse":
-            return DiagonalNormal(decoded, decoded.new_zeros(()))
+            return DiagonalNormal(decoded, decoded.new_zeros(()), validate_args=False)
         if not bool(((decoded >= 0) & (decoded <= 1)).all()):
             raise ModelError(
                 f"the decoder returned values from {decoded.min():.3g} to {decoded.max():.3g}, expected probabilities, "

@@ -106,11 +106,11 @@ def evaluate(
 @as_json
 def verify(as_json: bool) -> int:
     """Check the theorem to the last digits on models small enough to reach a stationary point; exit 1 if one fails."""
+    from vaentropy.progress import progress_bar
     from vaentropy.runs import to_json
     from vaentropy.studies import Case
     from vaentropy.studies import verify as verify_cases
     from vaentropy.studies.verify import CASES
-    from vaentropy.training.progress import progress_bar
 
     def line(case: Case) -> str:
         return (

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from vaentropy.data import synthetic
-from vaentropy.data.dataset import Dataset, require_finite, split
+from vaentropy.data.dataset import Dataset, split
 from vaentropy.data.idx import read_idx
 from vaentropy.errors import DataError, MissingExtraError, UsageError
+from vaentropy.rows import require_finite
 
 __all__ = ["load", "names"]
 

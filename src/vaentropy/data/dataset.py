@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from vaentropy.errors import DataError, UsageError
+from vaentropy.rows import require_finite
 
-__all__ = ["Dataset", "require_finite", "split"]
+__all__ = ["Dataset", "split"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,17 +66,6 @@ class Dataset:
         dtype = str(self.train.dtype).removeprefix("torch.")
         sizes = f"train={len(self.train)}, held_out={len(self.held_out)}, data_shape={self.data_shape}, dtype={dtype}"
         return f"Dataset({self.name!r}, {sizes}, {self.description!r})"
-
-
-def require_finite(x: Tensor, where: str) -> None:
-    """Raise DataError that names row and column of the first value of x, (N, *data_shape), that is not finite."""
-    bad = ~torch.isfinite(x)
-    if bad.any():
-        row, *column = bad.nonzero()[0].tolist()
-        value = x[(row, *column)].item()
-        place = f"row {row}, column {column[0] if len(column) == 1 else tuple(column)} (counted from 0)"
-        dtype = str(x.dtype).removeprefix("torch.")
-        raise DataError(f"{where}: {place} is {value} in {dtype}, expected a finite value; drop or impute it")
 
 
 def split(x: Tensor, held_out: float = 0.1, *, seed: int = 0) -> tuple[Tensor, Tensor]:

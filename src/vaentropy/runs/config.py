@@ -1,9 +1,9 @@
 """`RunConfig`: everything that determines a training run, checked."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
@@ -23,6 +23,15 @@ FAMILIES: Mapping[str, Callable[[tuple[int, ...], int, tuple[int, ...]], VAE]] =
     "vae1": vae1,
     "vae2": vae2,
     "vae3": vae3,
+}
+EXPECTED = {
+    str: "text",
+    str | None: "text or nothing",
+    int: "a whole number",
+    int | None: "a whole number or nothing",
+    float: "a number",
+    float | None: "a number or nothing",
+    tuple[int, ...]: "a list of whole numbers",
 }
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -97,14 +106,14 @@ class RunConfig:
         Raises:
             UsageError: an unknown key, or a value of the wrong type.
         """
-        known = {f.name: f for f in fields(cls)}
+        hints = get_type_hints(cls)
+        known = [f.name for f in fields(cls)]
         for name, value in values.items():
             if name not in known:
                 raise UsageError(f"unknown setting {name!r}{_nearest(str(name), known)}")
-            if not _fits(value, known[name].default, optional=known[name].default is None):
-                default = known[name].default
-                expected = "a number, text or nothing" if default is None else f"a value such as {default!r}"
-                raise UsageError(f"setting {name}: {value!r} given, expected {expected}")
+            kind = hints[name]
+            if not _fits(value, kind):
+                raise UsageError(f"setting {name}: {value!r} given, expected {EXPECTED[kind]}")
         # YAML has lists, no tuples.
         tuples: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return cls(**tuples)
@@ -121,7 +130,7 @@ class RunConfig:
         return load_data(self.data, folder=folder, held_out=self.held_out, seed=self.seed, dtype=dtype)
 
 
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
+def _nearest(name: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
 
@@ -131,16 +140,15 @@ def _choice(what: str, value: str, allowed: Mapping[str, Any]) -> None:
         raise UsageError(f"{what}={value!r} given, expected one of {', '.join(allowed)}{_hint(value, allowed)}")
 
 
-def _hint(value: str, allowed: Mapping[str, Any]) -> str:
+def _hint(value: str, allowed: Collection[str]) -> str:
     close = difflib.get_close_matches(str(value), allowed, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _fits(value: Any, default: Any, *, optional: bool) -> bool:
-    if optional:
-        return value is None or isinstance(value, str | float | int)
-    if isinstance(default, tuple):
-        return isinstance(value, list | tuple) and all(isinstance(v, int) for v in value)
+def _fits(value: Any, kind: Any) -> bool:
+    if kind == tuple[int, ...]:
+        return isinstance(value, list | tuple) and all(_fits(item, int) for item in value)
     if isinstance(value, bool):
         return False
-    return isinstance(value, int | float) if isinstance(default, float) else isinstance(value, type(default))
+    # A whole number is a number.
+    return isinstance(value, kind | int) if kind in (float, float | None) else isinstance(value, kind)

@@ -6,7 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,7 +102,7 @@ def _fit(model: VAE, data: Dataset, config: RunConfig, progress: bool | None) ->
         clip_norm=config.clip_norm,
         beta=config.beta,
         expectation=MonteCarlo(config.num_samples),
-        evaluation=MonteCarlo(config.evaluation_samples),
+        evaluation_expectation=MonteCarlo(config.evaluation_samples),
         seed=config.seed,
         progress=progress,
     )
@@ -150,8 +150,9 @@ def train(config: RunConfig, *, out: str | Path | None = None, progress: bool | 
             history = _fit(model, data, config, progress)
     except BaseException:
         # Without a model the folder is of no use, and it would be in the way of the next try.
-        (folder / "config.yaml").unlink()
-        folder.rmdir()
+        with suppress(OSError):
+            (folder / "config.yaml").unlink()
+            folder.rmdir()
         raise
     seconds = time.perf_counter() - start
     evaluations = {name: value for name, value in history.to_dict().items() if name != "rows"}
@@ -197,7 +198,7 @@ def load(run: str | Path, *, device: str | torch.device = "cpu", model: VAE | No
 
     Args:
         run: its folder.
-        device: where to put it.
+        device: where to put it; "auto" takes a GPU where there is one.
         model: your own VAE to load the weights into; by default the run's settings say what to build.
 
     Raises:
@@ -213,7 +214,7 @@ def load(run: str | Path, *, device: str | torch.device = "cpu", model: VAE | No
         raise unfinished(folder, path.name) from None
     except (OSError, SafetensorError, RuntimeError) as error:
         raise DataError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from error
-    return model.to(device).eval()
+    return model.to(_device(str(device))).eval()
 
 
 def evaluate_run(
@@ -240,11 +241,14 @@ def evaluate_run(
         VaentropyError: the run or the data cannot be used.
     """
     config = read_config(run)
-    model = load(run, device=_device(device))
+    model = load(run, device=device)
     folder = data_folder or config.data_folder
     dtype = DTYPES[config.dtype]
     if data is None:
         split = load_data(config.data, folder=folder, held_out=config.held_out, seed=config.seed, dtype=dtype)
+        stored = json.loads(read_text(Path(run), "manifest.json"))["data"].get("sha256_train")
+        if stored != _fingerprint(split.train):
+            raise DataError(f"{config.data} has changed since the run was trained on it; name data with --data instead")
         parts = {"train": split.train, "held_out": split.held_out}
     else:
         parts = {"data": load_data(data, folder=folder, held_out=0.0, seed=config.seed, dtype=dtype).train}

@@ -1,6 +1,6 @@
 """What training leaves: a row per epoch, and the evaluations of the last one."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,9 +31,6 @@ class History:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self.rows)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ def training_step(
     optimizer: torch.optim.Optimizer,
     *,
     beta: float = 1.0,
-    rate: float = 0.0,
+    adapt: float = 0.0,
     clip_norm: float | None = None,
 ) -> ElboTerms:
     """Ascend reconstruction - β KL - penalty once; return the terms from before the step.
@@ -30,11 +30,11 @@ def training_step(
         nodes: noise and weights of the expectation.
         optimizer: holds the parameters that are learned by gradient.
         beta: weight of the KL term.
-        rate: of analytic variances, see `VAE.elbo_terms`; 0 where they are learned by gradient.
+        adapt: how far analytic variances move, see `VAE.elbo_terms`; 0 where they are learned by gradient.
         clip_norm: largest norm of the gradient; None does not clip.
     """
     optimizer.zero_grad(set_to_none=True)
-    terms = model.elbo_terms(x, nodes.noise, nodes.weights, rate=rate)
+    terms = model.elbo_terms(x, nodes.noise, None if nodes.uniform else nodes.weights, adapt=adapt)
     loss = beta * terms.kl.sum(-1).mean() - terms.reconstruction.mean()
     if model.columns == "penalty":
         loss = loss + model.penalty()
