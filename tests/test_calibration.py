@@ -264,8 +264,10 @@ def test_one_factor_for_the_biases_of_a_convolution():
     function.rescale(variance_factor=factor)
     after = evaluate(function, x, expectation=FROZEN)
     assert close(after.elbo, before.elbo + before.gains.variance, size(before)) and close(after.decoder_gap, 0.0, 100.0)
-    with pytest.raises(UsageError, match=r"factor of shape \(1, 6, 5\) given for σ² with 1 parameters"):
-        function.rescale(variance_factor=optimal_factors(before)[0])
+    # A factor per pixel has one bias per channel to go to: their mean, which is the optimum of that bias.
+    function.rescale(variance_factor=optimal_factors(after)[0])
+    again = evaluate(function, x, expectation=FROZEN)
+    assert close(again.elbo, after.elbo, size(before)) and close(again.decoder_gap, 0.0, 100.0)
 
 
 @pytest.mark.parametrize("name", VAES)
@@ -360,7 +362,7 @@ def test_nothing_to_calibrate():
         lambda z: torch.distributions.Bernoulli(logits=torch.ones(len(z), 3)),
         prior=Laplace(torch.zeros(2), torch.ones(2)),
     )
-    with pytest.raises(UsageError, match="nothing to calibrate: neither the likelihood nor the prior") as caught:
+    with pytest.raises(UsageError, match="nothing to calibrate: neither likelihood nor prior") as caught:
         calibrate(model, torch.ones(4, 3, dtype=F64))
     assert one_line(caught)
 

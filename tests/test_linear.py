@@ -384,7 +384,7 @@ def test_data_on_a_plane_have_no_optimum():
         (torch.zeros(3), r"shape \(3,\)"),
         (torch.zeros(3, 2, 2), "flatten"),
         (torch.zeros(0, 2), r"shape \(0, 2\)"),
-        (torch.tensor([[0.0, 1.0], [0.0, math.nan]]), "row 1, feature 1"),
+        (torch.tensor([[0.0, 1.0], [0.0, math.nan]]), "row 1, column 1"),
     ],
 )
 def test_data_that_are_no_matrix_of_numbers(x, message):

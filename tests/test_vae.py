@@ -143,8 +143,10 @@ def numpy_forward(model, x, noise):
     data_mean = linear("head.mean.0", features)
     if "head.log_variance" in p:
         log_sigma2 = p["head.log_variance"] * np.ones_like(data_mean)
-    else:
+    elif "head.log_variance.0.weight" in p:
         log_sigma2 = linear("head.log_variance.0", features)
+    else:
+        log_sigma2 = np.zeros_like(data_mean)  # VAE-0: σ² = 1
     log_likelihood = -0.5 * (np.log(2 * np.pi) + log_sigma2 + (x.numpy() - data_mean) ** 2 / np.exp(log_sigma2))
     alpha2 = np.exp(p["prior_log_variance"])
     kl = 0.5 * ((mean**2 + np.exp(log_variance)) / alpha2 - 1 - log_variance + np.log(alpha2))

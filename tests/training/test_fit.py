@@ -308,7 +308,7 @@ def test_wrong_settings_are_named(x, options, message):
         (torch.zeros(0, 6), r"data of shape \(0, 6\)"),
         (
             torch.tensor([[0.0] * 6, [0.0, math.nan] + [0.0] * 4]),
-            r"row 1, feature \[1\] of data is not a finite number",
+            r"data: row 1, column 1 \(counted from 0\) is nan",
         ),
     ],
 )
