@@ -161,7 +161,7 @@ class Recording:
         return self.model.likelihood(z)
 
 
-# --- The ELBO and its parts from torch.distributions and the formulas of theory.md, section 3 -------------------------
+# --- The ELBO and its parts from torch.distributions and equations (1) to (8) of docs/mathematics.md ----------
 
 
 def as_torch(distribution: Distribution) -> Distribution:

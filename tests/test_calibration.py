@@ -183,7 +183,7 @@ def test_weights_and_parts():
 
 
 def test_the_optimum_of_a_fixed_variance_is_the_mean_squared_error():
-    # As in theory.md, section 4, with an exact expectation.
+    # Equations (9) to (11), with an exact expectation.
     model = from_functions(lambda x: (x[:, :1], 0 * x[:, :1]), lambda z: torch.cat([z, 2 * z], 1), variance=7.0)
     x = torch.tensor([[1.0, 0.0], [3.0, 1.0]], dtype=F64)
     # E(x_1 - z)² = 1 and E(x_2 - 2z)² = (x_2 - 2x_1)² + 4

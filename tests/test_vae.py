@@ -146,7 +146,7 @@ def numpy_forward(model, x, noise):
     elif "head.log_variance.0.weight" in p:
         log_sigma2 = linear("head.log_variance.0", features)
     else:
-        log_sigma2 = np.zeros_like(data_mean)  # VAE-0: σ² = 1
+        log_sigma2 = np.full_like(data_mean, np.log(model.head.likelihood.variance))  # VAE-0
     log_likelihood = -0.5 * (np.log(2 * np.pi) + log_sigma2 + (x.numpy() - data_mean) ** 2 / np.exp(log_sigma2))
     alpha2 = np.exp(p["prior_log_variance"])
     kl = 0.5 * ((mean**2 + np.exp(log_variance)) / alpha2 - 1 - log_variance + np.log(alpha2))
@@ -171,7 +171,7 @@ def elbo_of(model, x, nodes):
 
 @pytest.mark.parametrize("name", NORMAL)
 def test_residuals_are_gradients(name):
-    # R_dec = -σ² dL/dσ² and R_prior,h = -α_h² dL/dα_h² (theory.md, section 3).
+    # R_dec = -σ² dL/dσ² and R_prior,h = -α_h² dL/dα_h² (docs/mathematics.md).
     model, x = build(name)
     e, nodes = evaluate(model, x, expectation=Frozen(1, 4)), nodes_of(Frozen(1, 4), len(x), (H,))
     gradients = torch.autograd.grad(elbo_of(model, x, nodes), model.variance_parameters())
@@ -393,7 +393,7 @@ def optimal_parts(model, x, noise, weights):
 
 
 def entropy_objective(name, model, x, noise, weights):
-    """L_H of theory.md, section 5: the ELBO at the variances that are optimal for this batch."""
+    """L_H, equation (12): the ELBO at the variances that are optimal for this batch."""
     mean_error, errors, variances, q = optimal_parts(model, x, noise, weights)
     count, constant = math.prod(model.data_shape), math.log(2 * math.pi * math.e)
     encoder = 0.5 * (constant + q.log_variance).sum(1).mean()
