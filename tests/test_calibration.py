@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.distributions import Laplace
 
-from vaentropy.calibration import calibrate, optimal_factors
+from vaentropy.calibration import calibrate, fold, optimal_factors
 from vaentropy.errors import ModelError, UnsupportedError, UsageError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Frozen, GaussHermite, MonteCarlo
@@ -396,3 +396,22 @@ def test_factors_that_a_vae_cannot_take(make, factors, words):
     with pytest.raises(UsageError, match=words) as caught:
         make().rescale(**factors)
     assert one_line(caught)
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_fold_puts_the_optimum_into_a_copy(name):
+    model, x = random_vae(name)
+    calibrated = calibrate(model, x, expectation=FROZEN)
+    folded = fold(calibrated)
+    expected, before = evaluate(calibrated, x, expectation=FROZEN), evaluate(model, x, expectation=FROZEN)
+    after = evaluate(folded, x, expectation=FROZEN)
+    assert close(after.elbo, expected.elbo, size(before)) and close(after.gap, 0.0, 100.0)
+    assert type(folded) is VAE and folded is not model
+    assert close(evaluate(model, x, expectation=FROZEN).elbo, before.elbo)
+
+
+def test_fold_and_calibrate_say_what_they_need():
+    with pytest.raises(UsageError, match="expected a calibrated VAE"):
+        fold(calibrate(from_functions(lambda x: (x, x), lambda z: z, variance=1.0), torch.rand(5, 2)))
+    with pytest.raises(UsageError, match="bind given"):
+        calibrate(from_functions(lambda x: (x, x), lambda z: z, variance=1.0), torch.rand(5, 2), bind=lambda b: b)

@@ -1,7 +1,7 @@
 """The gap identity, and everything that `evaluate` promises about weights, batches, modes, generators and errors.
 
-Values are compared with those of torch.distributions at the same nodes, residuals with the formulas of docs/mathematics.md,
-section 3: neither knows of the other's route.
+Values are compared with those of torch.distributions at the same nodes, residuals with equations (6) to (8) of
+docs/mathematics.md: neither knows of the other's route.
 """
 
 import json
@@ -15,7 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 from torch import nn
-from torch.distributions import Bernoulli, Categorical, Independent, Laplace, MixtureSameFamily, Normal
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Geometric,
+    Independent,
+    Laplace,
+    MixtureSameFamily,
+    Normal,
+    Poisson,
+)
 from torch.utils.data import DataLoader, TensorDataset
 
 from vaentropy import ledger
@@ -185,6 +194,23 @@ def test_gap_identity_for_binary_latents(seed):
     model.kinds = ("bernoulli", "bernoulli", "bernoulli")
     e = check(model, model.data(6), MonteCarlo(3))
     assert e.prior_residuals is not None and e.optimal_prior_variance is None
+
+
+def test_gap_identity_for_counts_of_counts():
+    # Both prior and likelihood have a base measure that is not constant.
+    model = Toy(0, likelihood="poisson")
+    rate = torch.tensor([1.5, 0.7], dtype=F64)
+    model.posterior = lambda x: Geometric(logits=model.encoders[0](x))
+    model.prior = lambda: Poisson(rate)
+    recording, x = Recording(model), model.data(5)
+    e = evaluate(recording, x, expectation=MonteCarlo(4))
+    z, entropy = torch.stack(recording.z), model.posterior(x).entropy().sum(1).mean()
+    log_p = torch.stack([model.likelihood(z_k).log_prob(x).sum(1) for z_k in z]) + Poisson(rate).log_prob(z).sum(2)
+    scale = 10 * float(log_p.abs().mean())
+    assert close(e.elbo, log_p.mean() + entropy, scale)
+    log_base = -torch.lgamma(x + 1).sum(1).mean() - torch.lgamma(z + 1).sum(2).mean()
+    assert close(e.log_base, log_base, scale)
+    assert close(e.gap, e.elbo - e.entropy_sum, scale)
 
 
 @given(seed=seeds)

@@ -151,6 +151,16 @@ def test_many_sobol_points_are_finite():
     assert bool(torch.isfinite(noise).all()) and float(noise.abs().max()) < 7
 
 
+def test_a_sobol_point_at_0_is_finite(monkeypatch):
+    # Scrambling puts one in 2^30 there, where the normal quantile is -inf.
+    def zeros(engine, count, dtype):
+        return torch.zeros(count, engine.dimension, dtype=dtype)
+
+    monkeypatch.setattr(torch.quasirandom.SobolEngine, "draw", zeros)
+    noise = draw(Sobol(2, seed=987_654_321)).noise
+    assert close(noise, torch.full((2, 1, 2), stats.norm.ppf(2.0**-31), dtype=F64))
+
+
 def test_antithetic_pairs():
     nodes = draw(Antithetic(8), 5, (2, 3))
     assert torch.equal(nodes.noise[::2], -nodes.noise[1::2])

@@ -167,7 +167,7 @@ class VAE(nn.Module):
 
     # The three methods of the model interface.
 
-    def posterior(self, x: Float[Tensor, "B *data"]) -> DiagonalNormal:
+    def posterior(self, x: Num[Tensor, "B *data"]) -> DiagonalNormal:
         """q(z|x) for x (B, *data_shape)."""
         return DiagonalNormal(*self._encode(x), validate_args=False)
 
@@ -182,7 +182,7 @@ class VAE(nn.Module):
 
     # The fast path, for training.
 
-    def _encode(self, x: Float[Tensor, "B *data"]) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B H"]]:
+    def _encode(self, x: Num[Tensor, "B *data"]) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B H"]]:
         # Counts and labels come as integers.
         x = x if x.is_floating_point() else x.to(self.latent_mean.weight.dtype)
         features = self.encoder(x).flatten(1)
@@ -284,7 +284,11 @@ class VAE(nn.Module):
         """
         folded = copy.deepcopy(self)
         if folded.columns == "unit":
-            parametrize.remove_parametrizations(folded.latent_layer, "weight")
+            # Not remove_parametrizations: the copy shares its class with the original, which would lose its weight too.
+            weight, bias = folded.latent_layer.weight.detach(), folded.latent_layer.bias
+            folded.latent_layer = nn.Linear(*weight.T.shape, device=weight.device, dtype=weight.dtype)
+            folded.latent_layer.weight.data.copy_(weight)
+            folded.latent_layer.bias.data.copy_(bias.data)
         folded.columns = "free"
         with torch.no_grad():
             folded._fold_prior()

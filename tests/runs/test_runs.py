@@ -145,3 +145,16 @@ def test_wrong_settings_are_refused_before_a_folder_is_made(settings, tmp_path):
 
 def test_json_has_no_nan():
     assert json.loads(to_json({"a": float("nan"), "b": [1.0, float("-inf")]})) == {"a": None, "b": [1.0, None]}
+
+
+def test_data_that_changed_since_training_are_noticed(tmp_path):
+    import numpy as np
+
+    path = tmp_path / "mine.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(60, 3)))
+    run = train(replace(CONFIG, data=str(path), held_out=0.2), out=tmp_path / "run")
+    assert set(evaluate_run(run.folder)) == {"train", "held_out"}
+    np.save(path, np.random.default_rng(1).normal(size=(60, 3)))
+    with pytest.raises(DataError, match="has changed since the run was trained on it"):
+        evaluate_run(run.folder)
+    assert set(evaluate_run(run.folder, data=str(path))) == {"data"}

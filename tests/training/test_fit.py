@@ -339,3 +339,64 @@ def test_gaussian_with_a_variance_per_feature(x):
     history = fit(model, x, epochs=10, evaluation_expectation=Frozen(0, 8))
     assert history.train.variance_kind == "per_feature"
     assert history.train.decoder_residuals.abs().max() < 1e-5
+
+
+def test_a_convolutional_variance_function_trains_analytically():
+    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    model = VAE(
+        ConvEncoder((1, 8, 8), (4,)),
+        ConvDecoder((1, 8, 8), (4,)),
+        data_shape=(1, 8, 8),
+        latent_dim=2,
+        likelihood=Gaussian("function"),
+    )
+    history = fit(model, images, epochs=5, batch_size=20, evaluation_expectation=Frozen(0, 16))
+    assert abs(history.train.decoder_gap) < 1e-4
+
+
+@pytest.mark.parametrize("variance", ["shared", "per_feature", "function"])
+def test_a_constant_feature_stops_at_the_floor_and_finds_back(variance):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 3, generator=generator)
+    x[:, 0] = 0.25
+    x = x if variance != "shared" else torch.full_like(x, 0.25)
+    torch.manual_seed(0)
+    likelihood = Gaussian(variance, floor=1e-3)
+    model = VAE(MLPEncoder(3, (8,)), MLPDecoder((8,)), data_shape=3, latent_dim=1, likelihood=likelihood)
+    history = fit(model, x, epochs=200, batch_size=50, learning_rate=1e-2)
+    assert history["at_floor"][-1] >= (1.0 if variance == "shared" else 0.3)
+    assert math.isfinite(history.train.elbo)
+    noisy = x + torch.randn(200, 3, generator=generator)
+    assert fit(model, noisy, epochs=60, batch_size=50)["at_floor"][-1] == 0
+
+
+def test_submodules_that_are_in_eval_mode_stay_there(x):
+    torch.manual_seed(0)
+    normalisation = nn.BatchNorm1d(8)
+    encoder = nn.Sequential(MLPEncoder(6, (8,)), normalisation)
+    model = VAE(encoder, MLPDecoder((8,)), data_shape=6, latent_dim=2)
+    normalisation.eval()
+    fit(model, x, epochs=1)
+    assert torch.equal(normalisation.running_mean, torch.zeros(8))
+    assert not normalisation.training and model.training
+
+
+def test_an_exception_restores_modes_and_gradients(x):
+    model = make().eval()
+
+    def stop(row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, x, epochs=3, on_epoch=stop)
+    assert not model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert model.head.log_variance.grad is None  # set in closed form, so no gradient was ever made
+
+
+def test_a_small_last_batch_does_not_spoil_the_running_variance():
+    x = pca(201, 6, 2, seed=3)[0].float()
+    torch.manual_seed(0)
+    model = VAE(nn.Sequential(MLPEncoder(6, (8,)), nn.BatchNorm1d(8)), MLPDecoder((8,)), data_shape=6, latent_dim=2)
+    assert fit(model, x, epochs=2, batch_size=200)["step"] == [2, 4]

@@ -76,6 +76,9 @@ def train(out: str | None, as_json: bool, **settings: Any) -> None:
         click.echo(
             f"held out: ELBO {held_out.elbo:.4f} ± {held_out.stderr.elbo:.4f}, {held_out.num_points:,} data points"
         )
+    at_floor = run.history["at_floor"][-1]
+    if at_floor:
+        click.echo(f"σ² is held at its floor for {at_floor:.1%} of the features: there the theorem does not hold")
     click.echo(f"\nRun in {run.folder}, {run.seconds:.1f} s", err=True)
 
 
