@@ -286,7 +286,8 @@ class VAE(nn.Module):
         if folded.columns == "unit":
             # Not remove_parametrizations: the copy shares its class with the original, which would lose its weight too.
             weight, bias = folded.latent_layer.weight.detach(), folded.latent_layer.bias
-            folded.latent_layer = nn.Linear(*weight.T.shape, device=weight.device, dtype=weight.dtype)
+            width, latent_dim = weight.shape
+            folded.latent_layer = nn.Linear(latent_dim, width, device=weight.device, dtype=weight.dtype)
             folded.latent_layer.weight.data.copy_(weight)
             folded.latent_layer.bias.data.copy_(bias.data)
         folded.columns = "free"
