@@ -28,14 +28,8 @@ from torch.distributions import (
     transforms,
 )
 
-from vaentropy.distributions import (
-    DiagonalNormal,
-    as_batch,
-    as_prior,
-    diagonal_parameters,
-    factor_terms,
-    full_parameters,
-)
+from vaentropy.distributions import DiagonalNormal, as_batch, as_prior, diagonal_parameters, full_parameters
+from vaentropy.entropy import factor_terms
 from vaentropy.errors import ModelError
 
 from .models import F64, TIGHT, close

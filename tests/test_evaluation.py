@@ -28,7 +28,7 @@ from torch.distributions import (
 from torch.utils.data import DataLoader, TensorDataset
 
 from vaentropy import ledger
-from vaentropy.distributions import ENTROPY_SAMPLES
+from vaentropy.entropy import ENTROPY_SAMPLES
 from vaentropy.errors import DataError, ModelError, UsageError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Antithetic, Frozen, GaussHermite, MonteCarlo, Sobol

@@ -49,7 +49,29 @@ if TYPE_CHECKING:
 
 
 # Subpackages and modules that hold further public names.
-_MODULES = ("adapters", "data", "distributions", "errors", "expectation", "networks", "runs", "studies", "training")
+_MODULES = (
+    "adapters",
+    "data",
+    "distributions",
+    "entropy",
+    "errors",
+    "expectation",
+    "networks",
+    "runs",
+    "studies",
+    "training",
+)
+    "adapters",
+    "data",
+    "distributions",
+    "entropy",
+    "errors",
+    "expectation",
+    "networks",
+    "runs",
+    "studies",
+    "training",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -20,15 +20,14 @@ from torch.distributions import (
 from vaentropy._typing import Tensor
 from vaentropy.distributions import (
     DiagonalNormal,
-    FactorTerms,
     as_batch,
     as_prior,
     diagonal_parameters,
-    factor_terms,
     full_parameters,
     normal_cross_log_prob,
     normal_entropy,
 )
+from vaentropy.entropy import FactorTerms, factor_terms
 from vaentropy.errors import DataError, ModelError, UsageError
 from vaentropy.expectation import Expectation
 from vaentropy.model import LatentVariableModel

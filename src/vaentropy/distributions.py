@@ -1,41 +1,33 @@
-"""The normal distribution by its log-variance, and what the gap identity needs of any distribution.
+"""The normal distribution by its log-variance, and what a model's distributions are made of.
 
-All formulas are in nats. Equation numbers in the tests refer to docs/mathematics.md.
+All formulas are in nats.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import singledispatch
 
 import torch
 from torch import Size
 from torch.distributions import (
-    Bernoulli,
-    Categorical,
     Distribution,
     Independent,
-    Laplace,
     LowRankMultivariateNormal,
     MultivariateNormal,
     Normal,
-    OneHotCategorical,
     Poisson,
     constraints,
     register_kl,
 )
 
 from vaentropy._typing import Tensor
-from vaentropy.errors import DataError, ModelError
+from vaentropy.errors import ModelError
 
 __all__ = [
     "DiagonalNormal",
-    "FactorTerms",
     "LogRatePoisson",
     "as_batch",
     "as_prior",
     "diagonal_parameters",
-    "factor_terms",
     "full_parameters",
     "normal_cross_log_prob",
     "normal_entropy",
@@ -45,9 +37,6 @@ __all__ = [
 ]
 
 LOG_2PI = math.log(2 * math.pi)
-# Draws per distribution when an entropy has no closed form. Few are enough: the estimate is unbiased and is averaged
-# over data points and over draws of z as well.
-ENTROPY_SAMPLES = 8
 
 
 def to_float64(x: Tensor) -> Tensor:
@@ -253,157 +242,3 @@ def as_prior(distribution: Distribution, batch_size: int, latent_shape: Size) ->
         )
     surplus = len(distribution.batch_shape) - batch_axes
     return Independent(distribution, surplus, validate_args=False) if surplus > 0 else distribution
-
-
-# --- The terms of log p + H -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FactorTerms:
-    """What the gap identity needs of a distribution at a value: one entry per independent factor, float64, nats.
-
-    Every field has the shape (B, *factors) or broadcasts to it; `factors` is empty when the distribution does not
-    factorise. Always `log_prob = residual - entropy + log_base` (`log_base` None is 0).
-
-    Attributes:
-        log_prob: log-density or log-probability of the value.
-        entropy: entropy, or pseudo entropy A(η) - η·E[T] where the base measure is not constant.
-        residual: log_prob + entropy - log_base, from its own formula; zero on average where the model is right.
-        log_base: log of the base measure at the value (Poisson: -log x!), None where it is constant.
-        squared_error: (x - mean)², for a normal.
-        log_variance: of a normal.
-        ratio: (x - mean)²/σ², for a normal.
-        sampled: the entropy is a Monte Carlo estimate.
-    """
-
-    log_prob: Tensor
-    entropy: Tensor
-    residual: Tensor
-    log_base: Tensor | None = None
-    squared_error: Tensor | None = None
-    log_variance: Tensor | None = None
-    ratio: Tensor | None = None
-    sampled: bool = False
-
-
-@singledispatch
-def factor_terms(distribution: Distribution, value: Tensor) -> FactorTerms:
-    """Terms of `distribution` at `value`; for your own distribution, `@factor_terms.register` a function.
-
-    The fallback takes `log_prob` and `entropy` of the distribution, and a Monte Carlo entropy (flagged `sampled`)
-    where it has none.
-
-    Args:
-        distribution: batch_shape (B, *factors).
-        value: (B, *factors, *event).
-    """
-    log_prob = to_float64(distribution.log_prob(value))
-    try:
-        entropy, sampled = to_float64(distribution.entropy()), False
-    except NotImplementedError:
-        draws = distribution.sample(Size([ENTROPY_SAMPLES]))
-        entropy, sampled = -to_float64(distribution.log_prob(draws)).mean(0), True
-    return FactorTerms(log_prob, entropy, log_prob + entropy, sampled=sampled)
-
-
-@factor_terms.register
-def _(distribution: Independent, value: Tensor) -> FactorTerms:
-    return factor_terms(distribution.base_dist, value)
-
-
-@factor_terms.register(DiagonalNormal)
-@factor_terms.register(Normal)
-def _normal(distribution: DiagonalNormal | Normal, value: Tensor) -> FactorTerms:
-    parameters = diagonal_parameters(distribution)
-    assert parameters is not None
-    mean, log_variance = parameters
-    # In place and by scalars where that is possible: this is most of the time that an evaluation takes.
-    squared_error = (to_float64(value) - mean).square_()
-    standardised = squared_error * torch.exp(-log_variance)
-    return FactorTerms(
-        log_prob=torch.sub(-0.5 * (LOG_2PI + log_variance), standardised, alpha=0.5),
-        entropy=normal_entropy(log_variance),
-        residual=torch.rsub(standardised, 1).mul_(0.5),
-        squared_error=squared_error,
-        log_variance=log_variance,
-        ratio=standardised,
-    )
-
-
-def _require_between(x: Tensor, least: float, most: float, what: str) -> None:
-    if bool(((x < least) | (x > most)).any()):
-        raise DataError(f"data from {float(x.min()):g} to {float(x.max()):g} given for a {what} likelihood")
-
-
-@factor_terms.register
-def _(distribution: Bernoulli, value: Tensor) -> FactorTerms:
-    x = to_float64(value)
-    # Values between 0 and 1 are common in practice (gray pixels), and the identity holds for them as well.
-    _require_between(x, 0.0, 1.0, "Bernoulli")
-    if "logits" in distribution.__dict__:
-        logits = to_float64(distribution.logits)
-        p = logits.sigmoid()
-        log_normaliser = torch.nn.functional.softplus(logits)
-        return FactorTerms(x * logits - log_normaliser, log_normaliser - p * logits, (x - p) * logits)
-    # Given by probabilities: torch clamps them away from 0 and 1 before it takes logs; xlogy needs no clamp.
-    p = to_float64(distribution.probs)
-    return FactorTerms(
-        log_prob=torch.xlogy(x, p) + torch.xlogy(1 - x, 1 - p),
-        entropy=-torch.xlogy(p, p) - torch.xlogy(1 - p, 1 - p),
-        residual=torch.xlogy(x - p, p) - torch.xlogy(x - p, 1 - p),
-    )
-
-
-def _categorical(one_hot: Tensor, logits: Tensor) -> FactorTerms:
-    log_p = torch.log_softmax(to_float64(logits), -1)
-    p = log_p.exp()
-    # 0 · log 0 = 0, as xlogy has it, for classes that are excluded (log p = -inf).
-    log_p = torch.where(p > 0, log_p, 0)
-    log_prob = torch.where(((p == 0) & (one_hot > 0)).any(-1), -math.inf, (one_hot * log_p).sum(-1))
-    return FactorTerms(log_prob, -(p * log_p).sum(-1), ((one_hot - p) * log_p).sum(-1))
-
-
-@factor_terms.register
-def _(distribution: Categorical, value: Tensor) -> FactorTerms:
-    one_hot = torch.nn.functional.one_hot(value.long(), distribution.logits.shape[-1])
-    return _categorical(to_float64(one_hot), distribution.logits)
-
-
-@factor_terms.register
-def _(distribution: OneHotCategorical, value: Tensor) -> FactorTerms:
-    return _categorical(to_float64(value), distribution.logits)
-
-
-@factor_terms.register
-def _(distribution: Laplace, value: Tensor) -> FactorTerms:
-    scale = to_float64(distribution.scale)
-    standardised = (to_float64(value) - to_float64(distribution.loc)).abs() / scale
-    log_2_scale = torch.log(2 * scale)
-    return FactorTerms(-log_2_scale - standardised, 1 + log_2_scale, 1 - standardised)
-
-
-@factor_terms.register
-def _(distribution: Poisson, value: Tensor) -> FactorTerms:
-    # The entropy has no closed form; the theorem asks for the pseudo entropy and the base measure 1/x!.
-    x, rate = to_float64(value), to_float64(distribution.rate)
-    _require_between(x, 0.0, math.inf, "Poisson")
-    log_base = -torch.lgamma(x + 1)
-    return FactorTerms(
-        log_prob=torch.xlogy(x, rate) - rate + log_base,
-        entropy=rate - torch.xlogy(rate, rate),
-        residual=torch.xlogy(x - rate, rate),
-        log_base=log_base,
-    )
-
-
-@factor_terms.register
-def _(distribution: LogRatePoisson, value: Tensor) -> FactorTerms:
-    x, log_rate = to_float64(value), to_float64(distribution.log_rate)
-    _require_between(x, 0.0, math.inf, "Poisson")
-    rate, log_base = log_rate.exp(), -torch.lgamma(x + 1)
-    return FactorTerms(
-        log_prob=x * log_rate - rate + log_base,
-        entropy=rate - rate * log_rate,
-        residual=(x - rate) * log_rate,
-        log_base=log_base,
-    )

@@ -14,7 +14,8 @@ from torch import nn
 
 from vaentropy._typing import Tensor
 from vaentropy.data import pca
-from vaentropy.distributions import LOG_2PI, DiagonalNormal, FactorTerms, factor_terms, normal_log_prob, to_float64
+from vaentropy.distributions import LOG_2PI, DiagonalNormal, normal_log_prob, to_float64
+from vaentropy.entropy import FactorTerms, factor_terms
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation, Frozen, GaussHermite
 from vaentropy.likelihoods import Gaussian, GaussianHead
