@@ -61,17 +61,6 @@ _MODULES = (
     "studies",
     "training",
 )
-    "adapters",
-    "data",
-    "distributions",
-    "entropy",
-    "errors",
-    "expectation",
-    "networks",
-    "runs",
-    "studies",
-    "training",
-)
 
 
 def __getattr__(name: str) -> object:
