@@ -17,7 +17,8 @@ def main(run: Path) -> None:
     figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(7, 4.2), height_ratios=[2, 1])
     above.plot(epochs, [row["running_elbo"] for row in rows], color="#0072b2", label="ELBO")
     above.plot(epochs, [row["running_entropy_sum"] for row in rows], "--", color="#d55e00", label="entropy sum")
-    above.set(ylabel="nats per data point", ylim=(-15, None), title="VAE-1 on digits: the ELBO becomes a sum of three entropies")
+    title = "VAE-1 on digits: the ELBO becomes a sum of three entropies"
+    above.set(ylabel="nats per data point", ylim=(-15, None), title=title)
     above.legend(frameon=False, loc="lower right")
     below.semilogy(epochs, [abs(row["running_gap"] / row["running_elbo"]) for row in rows], color="#444444")
     below.set(xlabel="epoch", ylabel="relative gap")

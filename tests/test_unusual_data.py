@@ -1,15 +1,17 @@
 """`evaluate` on what is unusual: equal seeds, entropies by draws, probability 0, tiny numbers, modes, odd arrays."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal, Poisson
 
+from vaentropy.entropy import factor_terms
 from vaentropy.errors import DataError, UsageError
 from vaentropy.evaluation import evaluate
-from vaentropy.expectation import Frozen, MonteCarlo
+from vaentropy.expectation import Frozen, GaussHermite, MonteCarlo, Sobol
 from vaentropy.likelihoods import Poisson as PoissonLikelihood
 from vaentropy.model import from_functions
 from vaentropy.networks import MLPDecoder, MLPEncoder
@@ -130,3 +132,69 @@ def test_numpy_arrays_of_any_layout_are_taken():
     readonly.setflags(write=False)
     for array in (np.asfortranarray(x), x[::-1][::-1], x.astype(">f8"), readonly):
         assert evaluate(model, array, expectation=Frozen()).elbo == expected
+
+
+def test_a_poisson_posterior_has_the_right_kl():
+    # Its pseudo entropy is not its entropy: KL(Poisson(3)² || Poisson(2)²) is what torch says.
+    q, p = Poisson(torch.full((2000, 2), 3.0, dtype=F64)), Poisson(torch.full((2,), 2.0, dtype=F64))
+    model = from_functions(lambda x: q, lambda z: 0 * z, prior=p, variance=1.0)
+    e = evaluate(model, torch.zeros(2000, 2, dtype=F64), expectation=MonteCarlo(16), batch_size=2000)
+    expected = 2 * float(torch.distributions.kl_divergence(q, p)[0, 0])
+    assert abs(e.kl - expected) < 4 * e.mc_stderr.kl and e.mc_stderr.kl < 0.02
+    assert near(e.gap, e.elbo - e.entropy_sum)
+
+
+def test_certain_bernoullis_keep_their_digits():
+    made = factor_terms(Bernoulli(logits=torch.tensor([[21.0, 40.0]], dtype=F64)), torch.ones(1, 2, dtype=F64))
+    assert made.log_prob[0].tolist() == pytest.approx(
+        [-math.log1p(math.exp(-21)), -math.log1p(math.exp(-40))], rel=1e-6
+    )
+    d = Bernoulli(probs=torch.zeros(1, 1, dtype=F64), validate_args=False)
+    d.log_prob(torch.ones(1, 1, dtype=F64))  # makes torch keep clamped logits
+    assert factor_terms(d, torch.ones(1, 1, dtype=F64)).log_prob.item() == -math.inf
+
+
+def test_categories_of_hardly_any_and_of_no_probability():
+    d = Categorical(logits=torch.tensor([[0.0, -800.0, -math.inf]], dtype=F64))
+    assert near(factor_terms(d, torch.tensor([1])).log_prob, -800.0)
+    excluded = factor_terms(d, torch.tensor([2]))
+    assert excluded.log_prob.item() == excluded.residual.item() == -math.inf
+
+
+def test_a_prior_that_excludes_a_draw_gives_minus_infinity():
+    uniform = Independent(torch.distributions.Uniform(-torch.ones(2), torch.ones(2), validate_args=False), 1)
+    model = from_functions(lambda x: (3 + 0 * x, 0 * x), lambda z: z, prior=uniform, variance=1.0)
+    assert evaluate(model, torch.zeros(6, 2), expectation=MonteCarlo(4), batch_size=2).elbo == -math.inf
+
+
+def test_large_errors_do_not_run_into_each_other():
+    model = from_functions(lambda x: (x, 0 * x), lambda z: 1000 * z, variance=1.0)
+    e = evaluate(model, 100 * torch.randn(10, 2, generator=torch.Generator().manual_seed(0)), expectation=MonteCarlo(2))
+    line = next(line for line in str(e).splitlines() if line.startswith("= ELBO"))
+    assert len(line.split()) == 5
+
+
+def test_a_single_number_is_no_data():
+    with pytest.raises(DataError, match="a single number given"):
+        evaluate(plain(), torch.tensor(1.0))
+
+
+def test_nodes_cannot_be_spoiled_by_their_user():
+    for expectation in (Frozen(0, 4), Sobol(4), GaussHermite(3)):
+        first = expectation.nodes(2, (2,), generator=expectation.generator(), dtype=F64)
+        kept = first.noise.clone()
+        first.noise.zero_()
+        again = expectation.nodes(2, (2,), generator=expectation.generator(), dtype=F64)
+        assert torch.equal(again.noise, kept)
+    assert GaussHermite(1).nodes(2, (100,), generator=Frozen().generator(), dtype=F64).noise.shape == (1, 1, 100)
+
+
+def test_the_remarks_agree_with_the_ledger():
+    for seed in range(30):
+        e = evaluate(plain(), torch.randn(7, 2, generator=torch.Generator().manual_seed(seed), dtype=F64))
+        text = str(e)
+        elbo = round(float(re.search(r"= ELBO +(-?[\d.]+)", text)[1]) * 1e4)
+        parts = [round(float(x) * 1e4) for x in re.search(r"reconstruction (-?[\d.]+) - KL (-?[\d.]+)", text).groups()]
+        entropy_sum = round(float(re.search(r"= entropy sum +(-?[\d.]+)", text)[1]) * 1e4)
+        gap = round(float(re.search(r"entropy sum = (-?[\d.]+)", text)[1]) * 1e4)
+        assert parts[0] - parts[1] == elbo and elbo - entropy_sum == gap

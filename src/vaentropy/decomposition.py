@@ -6,6 +6,7 @@ Every term is named once, here; sums, errors and read-outs further up go by thes
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -147,7 +148,11 @@ def _latents_at(q: Distribution, p: Distribution, z: Tensor, sampled: set[str]) 
         sampled.add("encoder")
     if prior.sampled:
         sampled.add("prior")
-    encoder_entropy = _per_point(posterior.entropy, posterior.log_prob.shape)
+    entropies = posterior.entropy
+    if posterior.log_base is not None:
+        # A pseudo entropy; with the base measure at z it has the entropy's expectation.
+        entropies = entropies - posterior.log_base
+    encoder_entropy = _per_point(entropies, posterior.log_prob.shape)
     log_prob = _per_point(prior.log_prob, prior.log_prob.shape)
     terms = {
         "encoder_entropy": encoder_entropy,
@@ -160,7 +165,7 @@ def _latents_at(q: Distribution, p: Distribution, z: Tensor, sampled: set[str]) 
     if prior.log_prob.shape == z.shape:
         terms["prior_residuals"] = prior.residual
         if posterior.log_prob.shape == z.shape:
-            terms["encoder_entropy_per_latent"] = posterior.entropy.expand(z.shape)
+            terms["encoder_entropy_per_latent"] = entropies.expand(z.shape)
             terms["kl_per_latent"] = -terms["encoder_entropy_per_latent"] - prior.log_prob
     return terms
 
@@ -254,7 +259,8 @@ def decompose(
     closed = _latents_in_closed_form(q, p)
     if closed is None and not p.batch_shape:
         # Draws for an entropy without a closed form are then each row's own, as the errors take them to be.
-        p = p.expand(torch.Size([batch_size]))
+        with suppress(NotImplementedError):
+            p = p.expand(torch.Size([batch_size]))
     sampled: set[str] = set()
     averages: dict[str, _NodeAverage] = {}
     for noise, weight in zip(nodes.noise, nodes.weights.tolist(), strict=True):
@@ -273,7 +279,8 @@ def decompose(
         at_node |= _totals(at_node)
         for name, value in at_node.items():
             if name not in averages:
-                averages[name] = _NodeAverage(value, nodes.group, finite=likelihood.ratio is not None)
+                normal = closed is not None and likelihood.ratio is not None
+                averages[name] = _NodeAverage(value, nodes.group, finite=normal)
             averages[name].add(value, weight)
     terms = {name: average.result() for name, average in averages.items()}
     if "log_variance" in terms:

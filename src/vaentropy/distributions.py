@@ -167,6 +167,8 @@ class LogRatePoisson(Poisson):
 
 @register_kl(DiagonalNormal, DiagonalNormal)
 def _kl_diagonal_normal(q: DiagonalNormal, p: DiagonalNormal) -> Tensor:
+    if q.event_shape != p.event_shape:
+        raise ValueError(f"event shapes {tuple(q.event_shape)} and {tuple(p.event_shape)} given, expected the same")
     kl = normal_kl(q.mean, q.log_variance, p.mean, p.log_variance)
     return q._sum_event(kl.expand(torch.broadcast_shapes(q.mean.shape, p.mean.shape)))
 

@@ -120,10 +120,12 @@ def _(distribution: Bernoulli, value: Tensor) -> FactorTerms:
     x = to_float64(value)
     # Values between 0 and 1 are common in practice (gray pixels), and the identity holds for them as well.
     _require_between(x, 0.0, 1.0, "Bernoulli")
-    if "logits" in distribution.__dict__:
+    # torch keeps logits that it has once computed from probabilities, so only the absence of these tells.
+    if "probs" not in distribution.__dict__:
         logits = to_float64(distribution.logits)
         p = logits.sigmoid()
-        log_normaliser = torch.nn.functional.softplus(logits)
+        # Not softplus, which becomes linear above 20.
+        log_normaliser = torch.logaddexp(logits, torch.zeros_like(logits))
         return FactorTerms(x * logits - log_normaliser, log_normaliser - p * logits, (x - p) * logits)
     # Given by probabilities: torch clamps them away from 0 and 1 before it takes logs; xlogy needs no clamp.
     p = to_float64(distribution.probs)
@@ -138,9 +140,11 @@ def _categorical(one_hot: Tensor, logits: Tensor) -> FactorTerms:
     log_p = torch.log_softmax(to_float64(logits), -1)
     p = log_p.exp()
     # 0 · log 0 = 0, as xlogy has it, for classes that are excluded (log p = -inf).
-    log_p = torch.where(p > 0, log_p, 0)
-    log_prob = torch.where(((p == 0) & (one_hot > 0)).any(-1), -math.inf, (one_hot * log_p).sum(-1))
-    return FactorTerms(log_prob, -(p * log_p).sum(-1), ((one_hot - p) * log_p).sum(-1))
+    finite = torch.where(torch.isinf(log_p), 0.0, log_p)
+    excluded = (torch.isinf(log_p) & (one_hot > 0)).any(-1)
+    log_prob = torch.where(excluded, -math.inf, (one_hot * finite).sum(-1))
+    residual = torch.where(excluded, -math.inf, ((one_hot - p) * finite).sum(-1))
+    return FactorTerms(log_prob, -(p * finite).sum(-1), residual)
 
 
 @factor_terms.register

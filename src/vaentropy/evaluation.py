@@ -23,7 +23,9 @@ __all__ = ["evaluate"]
 
 def _batches(data: Any, batch_size: int) -> Iterator[Any]:
     if isinstance(data, Tensor | np.ndarray):
-        yield from as_tensor(data).split(batch_size)
+        x = as_tensor(data)
+        # A single number cannot be split; its own check says so.
+        yield from x.split(batch_size) if x.ndim else [x]
     else:
         yield from data
 

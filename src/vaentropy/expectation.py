@@ -144,6 +144,9 @@ def _sobol_noise(num_samples: int, latent_shape: tuple[int, ...], seed: int) -> 
 @lru_cache(maxsize=16)
 def _hermite(nodes_per_axis: int, latent_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     size = int(np.prod(latent_shape, dtype=int))
+    if nodes_per_axis == 1:
+        # numpy's grids end at 64 axes; this one is a single point.
+        return torch.zeros(1, 1, *latent_shape, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
     if nodes_per_axis**size > MAX_NODES:
         raise UsageError(
             f"GaussHermite({nodes_per_axis}) for {size} latents has {nodes_per_axis}^{size} nodes, expected at most "
@@ -174,7 +177,7 @@ class Sobol(Expectation):
     def nodes(self, batch_size, latent_shape, *, generator, dtype) -> Nodes:
         """Noise (K, 1, *latent)."""
         noise = _sobol_noise(self.num_samples, tuple(latent_shape), self.seed)
-        return Nodes(noise.to(generator.device, dtype), _uniform(self.num_samples), group=None)
+        return Nodes(noise.to(generator.device, dtype, copy=True), _uniform(self.num_samples), group=None)
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ class Frozen(Expectation):
     def nodes(self, batch_size, latent_shape, *, generator, dtype) -> Nodes:
         """Noise (K, 1, *latent)."""
         noise = _frozen_noise(self.num_samples, tuple(latent_shape), self.seed)
-        return Nodes(noise.to(generator.device, dtype), _uniform(self.num_samples), group=None)
+        return Nodes(noise.to(generator.device, dtype, copy=True), _uniform(self.num_samples), group=None)
 
 
 @dataclass(frozen=True)
@@ -216,4 +219,4 @@ class GaussHermite(Expectation):
     def nodes(self, batch_size, latent_shape, *, generator, dtype) -> Nodes:
         """Noise (K, 1, *latent)."""
         noise, weights = _hermite(self.nodes_per_axis, tuple(latent_shape))
-        return Nodes(noise.to(generator.device, dtype), weights, group=None, uniform=False)
+        return Nodes(noise.to(generator.device, dtype, copy=True), weights.clone(), group=None, uniform=False)

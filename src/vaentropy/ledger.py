@@ -50,7 +50,7 @@ def _lines(e: "Evaluation") -> list[tuple[str, float, float | None, float | None
     signed = add_up(e.elbo, [h.encoder, -h.prior, -h.decoder, e.log_base, e.prior_gap, e.decoder_gap])
     encoder, prior, decoder, log_base, prior_gap, decoder_gap = signed
     entropy_sum = encoder + prior + decoder + log_base
-    pseudo = "pseudo entropy" if e.log_base else "entropy"
+    pseudo = "pseudo entropy" if "log_base" in e.moments else "entropy"
 
     def line(name: str, value: float, get) -> tuple[str, float, float | None, float | None]:
         mc: Terms | None = e.mc_stderr
@@ -61,7 +61,7 @@ def _lines(e: "Evaluation") -> list[tuple[str, float, float | None, float | None
         line("- prior entropy", -prior, lambda t: t.entropies.prior),
         line(f"- decoder {pseudo}", -decoder, lambda t: t.entropies.decoder),
     ]
-    if e.log_base:
+    if "log_base" in e.moments:
         lines.append(line("+ log base measure", log_base, lambda t: t.log_base))
     return [
         *lines,
@@ -73,9 +73,12 @@ def _lines(e: "Evaluation") -> list[tuple[str, float, float | None, float | None
 
 
 def _remarks(e: "Evaluation") -> list[str]:
-    remarks = [f"ELBO = reconstruction {_number(e.reconstruction)} - KL {_number(e.kl)}"]
+    reconstruction, minus_kl = add_up(e.elbo, [e.reconstruction, -e.kl])
+    remarks = [f"ELBO = reconstruction {_number(reconstruction)} - KL {_number(-minus_kl)}"]
     gap_error = "" if e.mc_stderr is None else f" ± {_error(e.mc_stderr.gap)} (Monte Carlo)"
-    remarks.append(f"gap = ELBO - entropy sum = {_number(e.gap)}{gap_error}, {e.relative_gap:.1e} of |ELBO|")
+    values = {name: value for name, value, _, _ in _lines(e)}
+    gap = values["+ prior residuals"] + values["+ decoder residuals"]
+    remarks.append(f"gap = ELBO - entropy sum = {_number(gap)}{gap_error}, {e.relative_gap:.1e} of |ELBO|")
     g = e.gains
     if e.optimal_variance is not None and e.variance_ratio is not None and g.variance is not None:
         what = (
@@ -115,5 +118,5 @@ def render(e: "Evaluation") -> str:
     for name, value, mc, stderr in _lines(e):
         if name.startswith("="):
             table.append("-" * 64)
-        table.append(f"{name:<26}{_number(value):>14}{_error(mc):>12}{_error(stderr):>12}")
+        table.append(f"{name:<26} {_number(value):>13} {_error(mc):>11} {_error(stderr):>11}")
     return "\n".join([f"{sizes}; nats per data point", settings, "", *table, "", *_remarks(e)])

@@ -273,7 +273,8 @@ class BernoulliHead(Head):
     ) -> tuple[Tensor, Tensor]:
         """See `Head.log_prob_and_entropy`."""
         logits = self.logits(features)
-        log_normaliser = nn.functional.softplus(logits)
+        # Not softplus, which becomes linear above 20.
+        log_normaliser = torch.logaddexp(logits, torch.zeros_like(logits))
         return _sum(x * logits - log_normaliser), _sum(log_normaliser - logits.sigmoid() * logits)
 
 

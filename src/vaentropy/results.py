@@ -83,7 +83,8 @@ class Terms:
         prior_gap: part of the gap from the prior; the sum of `prior_residuals`.
         decoder_gap: part of the gap from the decoder; the sum of `decoder_residuals`.
         prior_residuals: per latent, latent_shape; None where prior or posterior does not factorise.
-        decoder_residuals: per feature, data_shape; None where the likelihood does not factorise.
+        decoder_residuals: per feature, data_shape (without a one-hot axis); None where the likelihood does not
+            factorise.
         kl_per_latent: latent_shape; None for a posterior with full covariance.
         encoder_entropy_per_latent: latent_shape; None for a posterior with full covariance.
         optimal_variance: σ²*, mean squared error over points, draws and features; None without a normal likelihood.
@@ -169,7 +170,7 @@ class Evaluation(Terms):
         return abs(self.gap) / abs(self.elbo) if self.elbo else math.inf
 
     def to_dict(self, *, vectors: bool = True) -> dict[str, Any]:
-        """Plain numbers, lists and dicts, for JSON; without `moments` and `pointwise`."""
+        """Plain numbers, lists and dicts; without `moments` and `pointwise`. Unknown errors (of one point) stay NaN."""
         return {**super().to_dict(vectors=vectors), "relative_gap": self.relative_gap}
 
     def __repr__(self) -> str:
