@@ -12,6 +12,7 @@ matplotlib.rcParams["svg.hashsalt"] = "vaentropy"  # the same run gives the same
 
 
 def main(run: Path) -> None:
+    """Draw the figure from the history of a run."""
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     epochs = [row["epoch"] for row in rows]
     figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(7, 4.2), height_ratios=[2, 1])
