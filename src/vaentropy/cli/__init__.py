@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.format_message())
     except VaentropyError as error:
         return _fail(str(error))
+    except OSError as error:  # a full disk, a closed terminal
+        return _fail(f"{error.filename or 'output'} cannot be written or read: {error.strerror}")
     except (KeyboardInterrupt, click.Abort):
         # click has ended the line of the ^C already
         print("vaentropy: interrupted", file=sys.stderr)
