@@ -68,6 +68,8 @@ def evaluate(
     pointwise: bool = False,
     mode: Mode = "eval",
     on_batch: Callable[[int], None] | None = None,
+    missing: str = "error",
+    log_jacobian: object = 0.0,
 ) -> Evaluation:
     """ELBO, the three entropies, the gap between them term by term, and what optimal variances would bring.
 

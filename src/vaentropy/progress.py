@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from vaentropy.errors import MissingExtraError
 
 __all__ = ["Report", "progress_bar"]
 
 
+@runtime_checkable
 class Report(Protocol):
     """Called after an epoch (or any other unit of work) with what to show."""
 

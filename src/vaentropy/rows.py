@@ -8,7 +8,7 @@ import torch
 from vaentropy._typing import Tensor
 from vaentropy.errors import DataError
 
-__all__ = ["as_tensor", "require_finite"]
+__all__ = ["as_tensor", "require_finite", "rows_of"]
 
 
 def as_tensor(data: Any) -> Tensor:
@@ -29,20 +29,42 @@ def as_tensor(data: Any) -> Tensor:
         raise DataError(f"{type(data).__name__} given as data ({error}), expected an array of numbers") from error
 
 
-def require_finite(x: Tensor, what: str, *, first_row: int = 0) -> None:
+def rows_of(batch: Any) -> Tensor:
+    """The data of a batch: itself, or the first entry of a list whose others are labels, one number per row.
+
+    Raises:
+        DataError: which entry is the data cannot be told.
+    """
+    if isinstance(batch, list | tuple) and batch:
+        first, *others = batch
+        if all(isinstance(other, Tensor) and other.ndim <= 1 for other in others):
+            batch = first
+    if not isinstance(batch, Tensor):
+        raise DataError(
+            f"a batch of type {type(batch).__name__} given, expected a Tensor (B, *data_shape), alone or with labels; "
+            "to evaluate, pass bind=lambda batch: (model, x) to say which part of it is the data"
+        )
+    return batch
+
+
+def require_finite(x: Tensor, what: str, *, first_row: int = 0, missing: bool = False) -> None:
     """Refuse NaN and infinite numbers.
 
     Args:
         x: (N, ...).
         what: names the data in the message.
         first_row: number of the first row of `x` in all of the data.
+        missing: allow NaN, as the mark of a missing value.
 
     Raises:
         DataError: naming row and column of the first offender.
     """
-    if not x.is_floating_point() or bool(torch.isfinite(x).all()):
+    if not x.is_floating_point():
         return
-    row, *column = (~torch.isfinite(x)).nonzero()[0].tolist()
+    wrong = x.isinf() if missing else ~x.isfinite()
+    if not bool(wrong.any()):
+        return
+    row, *column = wrong.nonzero()[0].tolist()
     value = float(x[(row, *column)])
     place = f"row {first_row + row}, column {column[0] if len(column) == 1 else tuple(column)} (counted from 0)"
     dtype = str(x.dtype).removeprefix("torch.")

@@ -318,7 +318,7 @@ def test_wrong_data_are_named(data, message):
 
 
 def test_a_diverging_run_says_what_to_do(x):
-    with pytest.raises(TrainingError, match=r"in epoch \d+; lower the learning rate"):
+    with pytest.raises(TrainingError, match=r"in epoch 1, after 3 rollbacks; lower the learning rate"):
         fit(make(), x, epochs=50, learning_rate=1e8, schedule="constant", variances="learned")
 
 

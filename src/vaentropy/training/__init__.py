@@ -1,6 +1,8 @@
 """Training of VAEs: `fit` and what it is made of."""
 
+from vaentropy.training.checkpoint import Checkpoints as Checkpoints
 from vaentropy.training.fit import fit as fit
 from vaentropy.training.history import History as History
+from vaentropy.training.interruption import Interrupted as Interrupted
 from vaentropy.training.schedules import cyclical as cyclical
 from vaentropy.training.schedules import warmup as warmup

@@ -23,11 +23,13 @@ class History:
         rows: one mapping from column to number per epoch.
         train: evaluation of the training data after the last epoch.
         held_out: evaluation of the held-out data after the last epoch, None without any.
+        stopped: why training ended before its last epoch; None where it did not.
     """
 
     rows: list[Row] = field(default_factory=list)
     train: Evaluation | None = None
     held_out: Evaluation | None = None
+    stopped: str | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,12 +1,16 @@
-"""Weights β of the KL term over the course of training: functions of the fraction of steps done, 0 to 1."""
+"""Schedules over the course of training, functions of the fraction of steps done, 0 to 1: β and the learning rate."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 
 from vaentropy.errors import UsageError
 
-__all__ = ["Beta", "as_schedule", "cyclical", "warmup"]
+__all__ = ["LEARNING_RATES", "Beta", "as_schedule", "constant", "cyclical", "one_cycle", "warmup"]
 
 Beta = float | Callable[[float], float]
+
+# The one-cycle rate: from 1/25 of the highest up to it over the first 30 % of steps, then down to 1e-4 of where it began.
+CYCLE_RISE, CYCLE_START, CYCLE_END = 0.3, 1 / 25, 1 / 25 * 1e-4
 
 
 def warmup(fraction: float = 0.25) -> Callable[[float], float]:
@@ -32,10 +36,29 @@ def as_schedule(beta: Beta) -> Callable[[float], float]:
     """
     if callable(beta):
         return beta
-    constant = float(beta)
-    if not 0 <= constant < float("inf"):
+    value = float(beta)
+    if not 0 <= value < float("inf"):
         raise UsageError(f"beta={beta} given, expected a number of at least 0, or a function such as warmup(0.25)")
-    return lambda done: constant
+    return lambda done: value
+
+
+def one_cycle(done: float) -> float:
+    """Factor on the highest learning rate: up and down again along half cosines (Smith & Topin, arXiv:1708.07120)."""
+    if done < CYCLE_RISE:
+        return _half_cosine(CYCLE_START, 1.0, done / CYCLE_RISE)
+    return _half_cosine(1.0, CYCLE_END, (done - CYCLE_RISE) / (1 - CYCLE_RISE))
+
+
+def constant(done: float) -> float:
+    """Factor on a learning rate that stays as it is."""
+    return 1.0
+
+
+LEARNING_RATES: Mapping[str, Callable[[float], float]] = {"one_cycle": one_cycle, "constant": constant}
+
+
+def _half_cosine(start: float, end: float, done: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
 
 
 def _check_fraction(fraction: float) -> None:

@@ -1,42 +1,88 @@
-"""Settings of `fit`, checked before any work is done."""
+"""`Settings`: what `fit` is asked to do, checked before any work is done."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from vaentropy.errors import UsageError
+from vaentropy.expectation import Expectation, MonteCarlo
+from vaentropy.training.schedules import LEARNING_RATES, Beta, as_schedule
 
-__all__ = ["Schedule", "Variances", "check_settings"]
+__all__ = ["Schedule", "Settings", "Variances"]
 
 Variances = Literal["analytic", "learned"]
 Schedule = Literal["one_cycle", "constant"]
+# About so many evaluations over the course of training, where the user does not say how often.
+NUM_EVALUATIONS = 10
 
 
-def check_settings(
-    *,
-    epochs: Any,
-    batch_size: Any,
-    learning_rate: Any,
-    schedule: Any,
-    variances: Any,
-    clip_norm: Any = None,
-    evaluate_every: Any = None,
-    variance_learning_rate: Any = None,
-    variance_momentum: Any = 0.0,
-) -> None:
-    """Refuse what `fit` cannot use; None stands for a default.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of `fit`, where each is explained.
 
     Raises:
         UsageError: naming the setting, its value and what is expected.
     """
-    for name, count in {"epochs": epochs, "batch_size": batch_size, "evaluate_every": evaluate_every}.items():
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-            raise UsageError(f"{name}={count!r} given, expected a whole number of at least 1")
-    rates = {"learning_rate": learning_rate, "variance_learning_rate": variance_learning_rate, "clip_norm": clip_norm}
-    for name, value in rates.items():
-        if value is not None and not 0 < value < math.inf:
-            raise UsageError(f"{name}={value} given, expected a positive number")
-    if not 0 <= variance_momentum < 1:
-        raise UsageError(f"variance_momentum={variance_momentum} given, expected a number of at least 0 and below 1")
-    for name, value, kind in (("schedule", schedule, Schedule), ("variances", variances, Variances)):
-        if value not in get_args(kind):
-            raise UsageError(f"{name}={value!r} given, expected one of {', '.join(get_args(kind))}")
+
+    epochs: int = 100
+    batch_size: int = 200
+    learning_rate: float = 5e-3
+    schedule: Schedule = "one_cycle"
+    variances: Variances = "analytic"
+    variance_learning_rate: float | None = None
+    variance_momentum: float = 0.9
+    beta: Beta = 1.0
+    clip_norm: float | None = None
+    expectation: Expectation = MonteCarlo(1)
+    evaluation_expectation: Expectation = MonteCarlo(16)
+    evaluate_every: int | None = None
+    patience: int | None = None
+    plateau: float | None = None
+    max_rollbacks: int = 3
+    missing: Literal["error", "ignore"] = "error"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "evaluate_every", "patience"):
+            _check_count(name, getattr(self, name), least=1)
+        _check_count("max_rollbacks", self.max_rollbacks, least=0)
+        for name in ("learning_rate", "variance_learning_rate", "clip_norm", "plateau"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"{name}={value} given, expected a positive number")
+        if not 0 <= self.variance_momentum < 1:
+            given = f"variance_momentum={self.variance_momentum}"
+            raise UsageError(f"{given} given, expected a number of at least 0 and below 1")
+        choices = {"schedule": tuple(LEARNING_RATES), "variances": get_args(Variances), "missing": ("error", "ignore")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"{name}={getattr(self, name)!r} given, expected one of {', '.join(allowed)}")
+        as_schedule(self.beta)
+
+    @property
+    def epochs_between_evaluations(self) -> int:
+        """Epochs from one evaluation of the held-out data to the next."""
+        return self.evaluate_every or max(1, self.epochs // NUM_EVALUATIONS)
+
+    def describe(self) -> dict[str, str]:
+        """Each setting as text, so that a checkpoint can tell whether it was made under the same ones."""
+        return {f.name: "a function" if callable(value := getattr(self, f.name)) else repr(value) for f in fields(self)}
+
+    def require_same(self, stored: Mapping[str, Any]) -> None:
+        """Refuse to go on under other settings than a checkpoint was made under.
+
+        Raises:
+            UsageError: naming the first setting that differs.
+        """
+        for name, value in self.describe().items():
+            if stored.get(name) != value:
+                raise UsageError(
+                    f"{name}={value} given, but training began with {name}={stored.get(name)}; go on with the same "
+                    "settings, or start anew in another folder"
+                )
+
+
+def _check_count(name: str, count: Any, *, least: int) -> None:
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < least):
+        raise UsageError(f"{name}={count!r} given, expected a whole number of at least {least}")

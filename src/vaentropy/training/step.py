@@ -18,6 +18,7 @@ def training_step(
     nodes: Nodes,
     optimizer: torch.optim.Optimizer,
     *,
+    observed: Tensor | None = None,
     beta: float = 1.0,
     adapt: float = 0.0,
     clip_norm: float | None = None,
@@ -54,9 +55,9 @@ class RunningSums:
 
     NAMES = ("reconstruction", "kl", "encoder_entropy", "prior_entropy", "decoder_entropy")
 
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.num_points = 0
+    def __init__(self, total: Tensor | None = None, num_points: int = 0) -> None:
+        self.total = total
+        self.num_points = num_points
 
     @torch.no_grad()
     def add(self, terms: ElboTerms) -> None:

@@ -1,0 +1,190 @@
+"""`Checkpoints`: a folder from which training goes on after it was interrupted, to the same end, bit for bit."""
+
+import json
+import logging
+import math
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vaentropy.errors import DataError, UsageError
+from vaentropy.files import append_line, flush_to_disk, read_tensors, read_text, to_json, write_text, write_tensors
+from vaentropy.training.history import Row
+from vaentropy.training.state import Snapshot
+
+__all__ = ["Checkpoints"]
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN = 30.0
+NAME = re.compile(r"step-(\d{9,})\.safetensors")
+BEST = "best.safetensors"
+HISTORY = "history.jsonl"
+# In a checkpoint made within an epoch: the state at its beginning, to which a rollback would return.
+START = "epoch_start."
+
+
+class Checkpoints:
+    """Checkpoints and the history of one training, in a folder.
+
+        FOLDER/history.jsonl                          one row per epoch, append-only; cut back when training is resumed
+        FOLDER/checkpoints/step-000000120.safetensors complete state, under a checksum, after so many steps
+        FOLDER/checkpoints/best.safetensors           complete state with the best held-out ELBO so far
+
+    Args:
+        folder: made if it is missing.
+        every: steps between checkpoints; None makes one about every 30 seconds. Wherever they are made, training goes
+            the same way.
+        keep: how many of the newest are kept.
+
+    Raises:
+        UsageError: a count below 1.
+    """
+
+    def __init__(self, folder: str | Path, *, every: int | None = None, keep: int = 2):
+        for name, count in (("every", every), ("keep", keep)):
+            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+                raise UsageError(f"{name}={count!r} given, expected a whole number of at least 1")
+        self.folder, self.every, self.keep = Path(folder), every, keep
+        self._last_time = time.monotonic()
+
+    @property
+    def _states(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def _history(self) -> Path:
+        return self.folder / HISTORY
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, the newest first."""
+        if not self._states.is_dir():
+            return []
+        matches = (NAME.fullmatch(path.name) for path in self._states.iterdir())
+        return sorted((int(match[1]) for match in matches if match), reverse=True)
+
+    def path(self, step: int) -> Path:
+        """The file of the checkpoint made after so many steps."""
+        return self._states / f"step-{step:09d}.safetensors"
+
+    # Writing.
+
+    def begin(self, *, anew: bool = False) -> None:
+        """Make the folder ready for a training from its first step.
+
+        Args:
+            anew: forget a history that no checkpoint goes with, left by a training that was killed early.
+
+        Raises:
+            UsageError: it holds a training already.
+        """
+        if self.steps() or (not anew and self._history.exists() and self._history.stat().st_size):
+            raise UsageError(
+                f"{self.folder} holds a training already; pass resume=True to go on with it, or name another folder"
+            )
+        self._states.mkdir(parents=True, exist_ok=True)
+        if anew:
+            self._history.unlink(missing_ok=True)
+
+    def append(self, row: Row) -> None:
+        """Add a row to the history."""
+        append_line(self._history, to_json(row))
+
+    def due(self, step: int) -> bool:
+        """Whether it is time for a checkpoint after this step."""
+        if self.every is not None:
+            return step % self.every == 0
+        return time.monotonic() - self._last_time > SECONDS_BETWEEN
+
+    def save(self, snapshot: Snapshot, settings: Mapping[str, Any], epoch_start: Snapshot | None = None) -> None:
+        """Write a checkpoint, then remove what is older than the newest `keep`.
+
+        Args:
+            snapshot: the state.
+            settings: that it was made under.
+            epoch_start: the state that a rollback would return to, where it is another one.
+        """
+        # Before the checkpoint, which counts the rows.
+        flush_to_disk(self._history)
+        tensors, numbers = dict(snapshot.tensors), {**snapshot.numbers, "settings": settings}
+        if epoch_start is not None:
+            tensors |= {START + name: tensor for name, tensor in epoch_start.tensors.items()}
+            numbers["epoch_start"] = epoch_start.numbers
+        write_tensors(self.path(snapshot.numbers["step"]), tensors, numbers)
+        for step in self.steps()[self.keep :]:
+            self.path(step).unlink(missing_ok=True)
+        self._last_time = time.monotonic()
+
+    def save_best(self, snapshot: Snapshot) -> None:
+        """Write the state with the best held-out ELBO so far."""
+        write_tensors(self._states / BEST, *snapshot)
+
+    # Reading.
+
+    def newest(self) -> tuple[Snapshot, Snapshot, Mapping[str, Any]] | None:
+        """The newest intact checkpoint: state, state to roll back to, settings. None where there is no checkpoint.
+
+        Raises:
+            DataError: there are checkpoints, and none of them can be read.
+        """
+        steps = self.steps()
+        for step in steps:
+            try:
+                return _parts(*read_tensors(self.path(step)), self.path(step))
+            except DataError as error:
+                logger.warning("%s", error)
+        if steps:
+            raise DataError(f"none of the checkpoints in {self._states} can be read; start anew in another folder")
+        return None
+
+    def best(self, step: int) -> Snapshot | None:
+        """The best state, if it is the one of this step (a later one is made again when training gets there)."""
+        try:
+            snapshot = Snapshot(*read_tensors(self._states / BEST))
+        except FileNotFoundError:
+            return None
+        return snapshot if snapshot.numbers.get("step") == step else None
+
+    def rows(self, count: int) -> list[Row]:
+        """The first `count` rows of the history; what follows, made after the checkpoint, is cut off the file.
+
+        Raises:
+            DataError: fewer rows are there, or they are not rows.
+        """
+        try:
+            lines = read_text(self._history).splitlines()
+        except FileNotFoundError:
+            lines = []
+        try:
+            rows = [_row(line) for line in lines[:count]]
+        except ValueError as error:
+            raise DataError(f"{self._history} is damaged: {' '.join(str(error).split())}") from error
+        if len(rows) < count:
+            raise DataError(
+                f"{self._history} holds {len(rows)} rows, expected at least {count} as the checkpoint says; put the "
+                "whole file back, or start anew in another folder"
+            )
+        if len(lines) > count or not self._history.exists():
+            write_text(self._history, "".join(line + "\n" for line in lines[:count]))
+        return rows
+
+
+def _parts(
+    tensors: dict[str, Any], numbers: dict[str, Any], path: Path
+) -> tuple[Snapshot, Snapshot, Mapping[str, Any]]:
+    if "settings" not in numbers:
+        raise DataError(f"{path} is no checkpoint: it says nothing of settings")
+    now = Snapshot({name: t for name, t in tensors.items() if not name.startswith(START)}, numbers)
+    if "epoch_start" not in numbers:
+        return now, now, numbers["settings"]
+    start = {name.removeprefix(START): t for name, t in tensors.items() if name.startswith(START)}
+    return now, Snapshot(start, numbers["epoch_start"]), numbers["settings"]
+
+
+def _row(line: str) -> Row:
+    values = json.loads(line)
+    if not isinstance(values, dict):
+        raise ValueError(f"a line holds {type(values).__name__}, expected numbers with names")
+    return {name: math.nan if value is None else value for name, value in values.items()}

@@ -1,0 +1,65 @@
+"""Ctrl-C and SIGTERM, taken between steps so that a checkpoint can be written first."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["Interruption", "Interrupted", "interruption"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by a signal.
+
+    Attributes:
+        signal: its number.
+        at_once: it did not wait for the end of a step, so that what was being changed is of no use.
+    """
+
+    def __init__(self, number: int, message: str, *, at_once: bool = False):
+        super().__init__(message)
+        self.signal = number
+        self.at_once = at_once
+
+
+class Interruption:
+    """Which signal has come, if any."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None = None) -> None:
+        """The handler: the first signal is remembered, a second one no longer waits."""
+        if self.signal is not None:
+            raise Interrupted(number, "stopped at once, by a second signal", at_once=True)
+        self.signal = number
+
+    def check(self) -> None:
+        """Raise what has come; for work between steps, after which nothing has changed.
+
+        Raises:
+            Interrupted: a signal has come.
+        """
+        if self.signal is not None:
+            raise Interrupted(self.signal, "interrupted")
+
+
+@contextmanager
+def interruption(active: bool = True) -> Iterator[Interruption]:
+    """Take signals for a while, where that is possible (in the main thread only) and asked for."""
+    taken = Interruption()
+    if not active or threading.current_thread() is not threading.main_thread():
+        yield taken
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, taken)
+    try:
+        yield taken
+    finally:
+        for number, handler in before.items():
+            # None: a handler that was not set from Python cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

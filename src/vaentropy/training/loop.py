@@ -1,0 +1,349 @@
+"""`Loop`: epochs of steps, evaluations, and what to do when training diverges, is interrupted or no longer improves."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from vaentropy._typing import Tensor
+from vaentropy.calibration import optimal_factors
+from vaentropy.errors import TrainingError
+from vaentropy.evaluation import evaluate
+from vaentropy.expectation import Expectation
+from vaentropy.progress import Report
+from vaentropy.results import Evaluation
+from vaentropy.training.checkpoint import Checkpoints
+from vaentropy.training.data import TrainingData
+from vaentropy.training.floor import at_floor
+from vaentropy.training.history import History, Row
+from vaentropy.training.interruption import Interrupted, Interruption
+from vaentropy.training.schedules import LEARNING_RATES, as_schedule
+from vaentropy.training.settings import Settings
+from vaentropy.training.state import Snapshot, TrainingState
+from vaentropy.training.step import RunningSums, training_step
+
+__all__ = ["Loop"]
+
+logger = logging.getLogger(__name__)
+
+# After training has diverged it goes on from the last good epoch with the learning rate times this.
+ROLLBACK_FACTOR = 0.1
+# A running ELBO that has fallen by so many times the size of the first one counts as diverged.
+EXPLOSION = 100.0
+# Entropy sums of so many epochs are averaged, and compared with those of as many before, to see a plateau.
+PLATEAU_EPOCHS = 10
+
+
+@dataclass
+class Loop:
+    """One training, from wherever its state is to its end.
+
+    Args:
+        state: of the model.
+        data: to train on.
+        held_out: to evaluate as well; None where there are none.
+        settings: checked.
+        report: progress bar.
+        interruption: signals.
+        checkpoints: where to write checkpoints and history; None writes none.
+        evaluate_options: for every evaluation.
+        on_epoch: called with each new row.
+    """
+
+    state: TrainingState
+    data: TrainingData
+    held_out: TrainingData | None
+    settings: Settings
+    report: Report
+    interruption: Interruption
+    checkpoints: Checkpoints | None = None
+    evaluate_options: Mapping[str, Any] = field(default_factory=dict)
+    on_epoch: Callable[[Row], None] | None = None
+
+    def __post_init__(self) -> None:
+        self.history = History()
+        self.beta_at = as_schedule(self.settings.beta)
+        self.rate_at = LEARNING_RATES[self.settings.schedule]
+        self.highest_rates = [group["lr"] for group in self.state.optimizer.param_groups]
+        self.num_steps = self.settings.epochs * len(self.data)
+        self.epoch_start = self.state.snapshot()
+        self.best: Snapshot | None = None
+        self.clock = time.perf_counter()
+
+    def resume(self, checkpoints: Checkpoints) -> bool:
+        """Go to the newest checkpoint; False where there is none.
+
+        Raises:
+            UsageError: it was made under other settings or with other data.
+            DataError: none can be read, or it is not of this model.
+        """
+        found = checkpoints.newest()
+        if found is None:
+            return False
+        now, self.epoch_start, stored = found
+        self.settings.require_same(stored)
+        self.state.restore(now, where=f"the checkpoint in {checkpoints.folder}")
+        self.history.rows = checkpoints.rows(self.state.progress.rows)
+        self.best = checkpoints.best(self.state.progress.best_step)
+        self.clock = time.perf_counter() - self.state.progress.seconds
+        self.report("resumed", self.state.progress.rows)
+        return True
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            TrainingError: training diverged more often than allowed.
+            Interrupted: by a signal, after a checkpoint.
+        """
+        try:
+            while not self.state.progress.finished:
+                self._epoch()
+            if self.history.train is None:
+                # Resumed after the end: everything is there but the evaluations, which no checkpoint holds.
+                self._evaluate_both()
+        except Interrupted as interrupted:
+            if interrupted.at_once or self.checkpoints is None:
+                raise
+            self._checkpoint()
+            raise Interrupted(interrupted.signal, f"interrupted after step {self.state.progress.step:,}") from None
+
+    def _epoch(self) -> None:
+        progress = self.state.progress
+        for batch in self.data.epoch(progress.rows + 1, progress.step - progress.rows * len(self.data)):
+            self._step(batch)
+            if self.checkpoints and self.checkpoints.due(progress.step) and not self._diverged(self._means()["elbo"]):
+                self._checkpoint()
+            self.interruption.check()
+        means = self._means()
+        if self._diverged(means["elbo"]):
+            self._roll_back(means["elbo"])
+        else:
+            self._end_epoch(means)
+
+    # Within an epoch.
+
+    def _done(self, step: int) -> float:
+        """Fraction of all steps that are done before this one, 0 to 1."""
+        return step / max(1, self.num_steps - 1)
+
+    def _rate_factor(self, step: int) -> float:
+        return self.state.progress.learning_rate_factor * self.rate_at(self._done(step))
+
+    def _step(self, batch: Tensor) -> None:
+        state, settings, progress = self.state, self.settings, self.state.progress
+        done = self._done(progress.step)
+        factor = self._rate_factor(progress.step)
+        for group, highest in zip(state.optimizer.param_groups, self.highest_rates, strict=True):
+            group["lr"] = highest * factor
+        observed = None
+        if settings.missing == "ignore":
+            observed = ~batch.isnan()
+            batch = batch.nan_to_num(nan=0.0)
+        nodes = settings.expectation.nodes(
+            len(batch), state.model.latent_shape, generator=state.noise, dtype=batch.dtype
+        )
+        analytic = settings.variances == "analytic"
+        # A smaller batch moves the running mean less.
+        adapt = 1 - settings.variance_momentum ** (len(batch) / settings.batch_size) if analytic else 0.0
+        terms = training_step(
+            state.model,
+            batch,
+            nodes,
+            state.optimizer,
+            observed=observed,
+            beta=self.beta_at(done),
+            adapt=adapt,
+            clip_norm=settings.clip_norm,
+        )
+        state.sums.add(terms)
+        progress.step += 1
+
+    def _means(self) -> dict[str, float]:
+        return self.state.sums.read()
+
+    def _checkpoint(self) -> None:
+        assert self.checkpoints is not None
+        snapshot = self._snapshot()
+        between_epochs = snapshot.numbers["step"] == self.epoch_start.numbers["step"]
+        start = None if between_epochs else self.epoch_start
+        self.checkpoints.save(snapshot, self.settings.describe(), start)
+
+    def _snapshot(self) -> Snapshot:
+        self.state.progress.seconds = time.perf_counter() - self.clock
+        return self.state.snapshot()
+
+    # When it goes wrong.
+
+    def _diverged(self, elbo: float) -> bool:
+        # The last step can spoil weights of which no sum has been made yet.
+        if not math.isfinite(elbo) or not all(bool(torch.isfinite(p).all()) for p in self.state.model.parameters()):
+            return True
+        first = self.state.progress.first_elbo
+        return first is not None and elbo < first - EXPLOSION * (1 + abs(first))
+
+    def _roll_back(self, elbo: float) -> None:
+        progress = self.state.progress
+        rate = self.settings.learning_rate * progress.learning_rate_factor
+        happened = f"the ELBO became {elbo:.6g} in epoch {progress.rows + 1}"
+        if progress.rollbacks >= self.settings.max_rollbacks:
+            raise TrainingError(
+                f"{happened}, after {progress.rollbacks} rollbacks; lower the learning rate (now {rate:g}), clip "
+                "gradients (clip_norm=...), or rescale the data"
+            )
+        rollbacks, factor = progress.rollbacks + 1, progress.learning_rate_factor * ROLLBACK_FACTOR
+        self.state.restore(self.epoch_start)
+        self.state.progress.rollbacks, self.state.progress.learning_rate_factor = rollbacks, factor
+        # A further rollback comes back to here, and keeps the count.
+        self.epoch_start = self.state.snapshot()
+        logger.warning(
+            "%s: going back to the end of epoch %d, with learning rate %g instead of %g (rollback %d of %d)",
+            happened,
+            self.state.progress.rows,
+            rate * ROLLBACK_FACTOR,
+            rate,
+            rollbacks,
+            self.settings.max_rollbacks,
+        )
+
+    # Between epochs. Signals are taken only within evaluations, and nothing has changed when they are: a checkpoint
+    # made there goes on with the same evaluation.
+
+    def _end_epoch(self, means: Mapping[str, float]) -> None:
+        progress = self.state.progress
+        row: dict[str, int | float] = {
+            "epoch": progress.rows + 1,
+            "step": progress.step,
+            "beta": self.beta_at(self._done(progress.step - 1)),
+            "learning_rate": self.settings.learning_rate * self._rate_factor(progress.step - 1),
+            "rollbacks": progress.rollbacks,
+            **_prefixed("running_", means),
+        }
+        if not progress.finishing:
+            row |= self._judge(means)
+        if progress.finishing:
+            row |= self._finish()
+        row["seconds"] = time.perf_counter() - self.clock
+        self._record(row)
+
+    def _judge(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Evaluate the held-out data where that is due, and see whether training is over."""
+        settings, progress = self.settings, self.state.progress
+        epoch = progress.rows + 1
+        last = epoch == settings.epochs
+        summary: dict[str, float] = {}
+        due = last or epoch % settings.epochs_between_evaluations == 0
+        if self.held_out is not None and due and (settings.patience or not last):
+            held_out = self.history.held_out = self._evaluate(self.held_out)
+            summary = _summary("held_out_", held_out)
+            self._compare_with_best(held_out.elbo)
+        stopped = None
+        if settings.patience and progress.evaluations_since_best >= settings.patience:
+            stopped = f"no better held-out ELBO in {settings.patience} evaluations"
+        elif settings.plateau and self._rise(means["entropy_sum"]) < settings.plateau:
+            stopped = f"the entropy sum rose by less than {settings.plateau:g} nats in {PLATEAU_EPOCHS} epochs"
+        progress.first_elbo = means["elbo"] if progress.first_elbo is None else progress.first_elbo
+        progress.stopped = None if last else stopped
+        progress.finishing = last or stopped is not None
+        if progress.finishing and settings.patience and self.held_out is not None:
+            self._restore_best()
+        return summary
+
+    def _compare_with_best(self, elbo: float) -> None:
+        progress = self.state.progress
+        if progress.best_elbo is not None and not elbo > progress.best_elbo:
+            progress.evaluations_since_best += 1
+            return
+        progress.best_elbo, progress.best_step, progress.evaluations_since_best = elbo, progress.step, 0
+        if self.checkpoints or self.settings.patience:
+            self.best = self._snapshot()
+        if self.checkpoints and self.best:
+            self.checkpoints.save_best(self.best)
+
+    def _rise(self, entropy_sum: float) -> float:
+        """How far the running entropy sum has risen from one window of epochs to the next; infinite before there are two."""
+        sums = [*(row["running_entropy_sum"] for row in self.history.rows), entropy_sum]
+        if len(sums) < 2 * PLATEAU_EPOCHS:
+            return math.inf
+        now, before = sums[-PLATEAU_EPOCHS:], sums[-2 * PLATEAU_EPOCHS : -PLATEAU_EPOCHS]
+        return (sum(now) - sum(before)) / PLATEAU_EPOCHS
+
+    def _restore_best(self) -> None:
+        progress = self.state.progress
+        if progress.best_step == progress.step:
+            return
+        if self.best is None:
+            raise TrainingError("the state with the best held-out ELBO is missing from checkpoints/; start anew")
+        self.state.restore_weights(self.best)
+        progress.restored_epoch = progress.best_step // len(self.data)
+
+    def _finish(self) -> dict[str, float]:
+        progress = self.state.progress
+        if not progress.variances_set:
+            if self.settings.variances == "analytic":
+                self._set_optimal_variances()
+            progress.variances_set = True
+        summary = self._evaluate_both()
+        if progress.restored_epoch is not None:
+            summary["restored_epoch"] = progress.restored_epoch
+        self.history.stopped = progress.stopped
+        return summary
+
+    def _record(self, row: Row) -> None:
+        progress = self.state.progress
+        self.history.rows.append(row)
+        if self.checkpoints:
+            self.checkpoints.append(row)
+        progress.rows += 1
+        progress.finished = progress.finishing
+        self.state.sums = RunningSums()
+        self.epoch_start = self._snapshot()
+        if self.checkpoints and (progress.finished or self.checkpoints.due(progress.step)):
+            self._checkpoint()
+        if self.on_epoch:
+            self.on_epoch(row)
+        self.report(
+            "ELBO {running_elbo:.3f}  entropy sum {running_entropy_sum:.3f}  gap {running_gap:.3f}".format(**row)
+        )
+
+    # Evaluations.
+
+    def _evaluate(self, data: TrainingData, expectation: Expectation | None = None) -> Evaluation:
+        return evaluate(
+            self.state.model,
+            data.rows,
+            expectation=expectation or self.settings.evaluation_expectation,
+            missing=self.settings.missing,
+            on_batch=lambda rows: self.interruption.check(),
+            **self.evaluate_options,
+        )
+
+    def _evaluate_both(self) -> dict[str, float]:
+        self.history.stopped = self.state.progress.stopped
+        train = self._evaluate(self.data)
+        held_out = None if self.held_out is None else self._evaluate(self.held_out)
+        self.history.train, self.history.held_out = train, held_out
+        summary = _summary("train_", train) | {"at_floor": at_floor(self.state.model, self.data.some())}
+        return summary if held_out is None else summary | _summary("held_out_", held_out)
+
+    def _set_optimal_variances(self) -> None:
+        model, expectation = self.state.model, self.settings.evaluation_expectation
+        learned_prior = isinstance(model.prior_log_variance, nn.Parameter)
+        # Other draws than those of the evaluation that follows: on the same ones the residuals would be 0 by construction.
+        if expectation.independent:
+            expectation = expectation.with_seed(expectation.seed + 1)
+        variance, prior = optimal_factors(self._evaluate(self.data, expectation), prior=learned_prior)
+        model.rescale(variance_factor=variance if model.head.variance_parameters() else None, prior_factor=prior)
+
+
+def _prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {prefix + name: value for name, value in values.items()}
+
+
+def _summary(prefix: str, e: Evaluation) -> dict[str, float]:
+    return _prefixed(prefix, {"elbo": e.elbo, "entropy_sum": e.entropy_sum, "gap": e.gap, "stderr": e.stderr.elbo})

@@ -1,0 +1,143 @@
+"""`TrainingState`: everything that training changes, as it is taken down in checkpoints and put back from them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from vaentropy._typing import Tensor
+from vaentropy.errors import DataError
+from vaentropy.training.step import RunningSums
+from vaentropy.vae import VAE
+
+__all__ = ["Progress", "Snapshot", "TrainingState"]
+
+
+class Snapshot(NamedTuple):
+    """A state as it was at one moment: tensors on the CPU, sharing no memory with the state, and JSON values."""
+
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
+
+
+@dataclass
+class Progress:
+    """Where training is.
+
+    Attributes:
+        step: steps done.
+        rows: rows of the history made, one per finished epoch.
+        learning_rate_factor: below 1 after rollbacks.
+        rollbacks: how often training went back because it had diverged.
+        first_elbo: running ELBO of the first epoch; None before its end.
+        best_elbo: best held-out ELBO so far; None before the first evaluation.
+        best_step: the step it was seen at.
+        evaluations_since_best: evaluations of the held-out data since then.
+        finishing: the last step is done; final variances and evaluations may be missing.
+        variances_set: variances are final.
+        restored_epoch: epoch of the weights that were put back because they were the best; None where the last ones stay.
+        stopped: why training ended before its last epoch; None where it has not.
+        finished: nothing is left to do.
+        seconds: time spent, over all interruptions.
+    """
+
+    step: int = 0
+    rows: int = 0
+    learning_rate_factor: float = 1.0
+    rollbacks: int = 0
+    first_elbo: float | None = None
+    best_elbo: float | None = None
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    finishing: bool = False
+    variances_set: bool = False
+    restored_epoch: int | None = None
+    stopped: str | None = None
+    finished: bool = False
+    seconds: float = 0.0
+
+
+@dataclass
+class TrainingState:
+    """A model in training, with all that its next step depends on.
+
+    Attributes:
+        model: changed in place by steps.
+        optimizer: of its parameters.
+        noise: generator of the nodes.
+        sums: of the epoch so far.
+        progress: where training is.
+    """
+
+    model: VAE
+    optimizer: torch.optim.Optimizer
+    noise: torch.Generator
+    sums: RunningSums = field(default_factory=RunningSums)
+    progress: Progress = field(default_factory=Progress)
+
+    def snapshot(self) -> Snapshot:
+        """A copy of all of it; of torch's global generators too, from which dropout draws."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
+        tensors |= {f"generator.{name}": state for name, state in self._generator_states().items()}
+        if self.sums.total is not None:
+            tensors["sums"] = self.sums.total
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        return Snapshot(copies, {**vars(self.progress), "num_points": self.sums.num_points})
+
+    def restore(self, snapshot: Snapshot, where: str = "the snapshot") -> None:
+        """Put all of it back, in place.
+
+        Raises:
+            DataError: it is not a snapshot of such a model.
+        """
+        tensors, numbers = snapshot
+        try:
+            self.model.load_state_dict(_below("model.", tensors))
+            self._restore_optimizer(tensors)
+            self._restore_generators(tensors)
+            values = {name: numbers[name] for name in vars(Progress())}
+            num_points = numbers["num_points"]
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{where} does not fit this model ({reason}); go on with the model it was made of") from error
+        total = tensors.get("sums")
+        device = next(self.model.parameters()).device
+        self.sums = RunningSums(None if total is None else total.to(device, copy=True), num_points)
+        self.progress = Progress(**values)
+
+    def restore_weights(self, snapshot: Snapshot) -> None:
+        """Put back weights and optimiser alone: where training is, stays."""
+        self.model.load_state_dict(_below("model.", snapshot.tensors))
+        self._restore_optimizer(snapshot.tensors)
+
+    def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _below("optimizer.", tensors).items():
+            index, key = name.split(".", 1)
+            states.setdefault(int(index), {})[key] = tensor.clone()
+        groups = self.optimizer.state_dict()["param_groups"]
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for index, values in states.items():
+            if index >= len(parameters) or any(v.ndim and v.shape != parameters[index].shape for v in values.values()):
+                raise ValueError(f"optimiser state {index} is of other parameters")
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+    def _generator_states(self) -> dict[str, Tensor]:
+        states = {"noise": self.noise.get_state(), "cpu": torch.get_rng_state()}
+        if self.noise.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.noise.device)
+        return states
+
+    def _restore_generators(self, tensors: Mapping[str, Tensor]) -> None:
+        states = _below("generator.", tensors)
+        self.noise.set_state(states["noise"])
+        torch.set_rng_state(states["cpu"])
+        if self.noise.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], self.noise.device)
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
