@@ -16,7 +16,7 @@ from vaentropy.vae import VAE
 __all__ = ["calibrate", "fold", "optimal_factors"]
 
 
-def _require_usable(factor: Tensor | None, what: str) -> None:
+def require_usable(factor: Tensor | None, what: str) -> None:
     if factor is not None and not bool((torch.isfinite(factor) & (factor > 0)).all()):
         raise UnsupportedError(
             f"the optimal {what} is 0 or not finite: an element is reproduced exactly, so the ELBO has no upper bound; "
@@ -78,8 +78,8 @@ def calibrate(
     variance_factor, prior_factor = optimal_factors(evaluation, per_feature=per_feature, prior=prior)
     if variance_factor is None and prior_factor is None:
         raise UsageError("nothing to calibrate: neither likelihood nor prior is normal with independent elements")
-    _require_usable(variance_factor, "variance")
-    _require_usable(prior_factor, "prior variance")
+    require_usable(variance_factor, "variance")
+    require_usable(prior_factor, "prior variance")
     device, _ = placement(model)
     return Rescaled(model, variance_factor=_on(device, variance_factor), prior_factor=_on(device, prior_factor))
 

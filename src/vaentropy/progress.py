@@ -22,11 +22,11 @@ def _silent(note: str = "", /, advance: int = 1) -> None:
 
 
 @contextmanager
-def progress_bar(total: int, what: str, *, show: bool | None = None) -> Iterator[Report]:
+def progress_bar(total: int | None, what: str, *, show: bool | None = None) -> Iterator[Report]:
     """A bar of `total` units.
 
     Args:
-        total: units of work.
+        total: units of work; None where it is not known.
         what: shown in front of the bar.
         show: None shows it where stderr is a terminal and rich is installed.
 

@@ -6,10 +6,17 @@ from collections.abc import Sequence
 __all__ = ["main"]
 
 USER_ERROR, INTERRUPTED = 2, 130
+# A shell's exit status for a process that a signal ended is this plus the signal's number.
+SIGNALLED = 128
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit status: 0, 1 where a check failed, 2 for a user's mistake (one line on stderr), 130."""
+    """Run the command.
+
+    Returns:
+        Its exit status: 0; 1 where a check failed; 2 for a user's mistake, one line on stderr; 130 after Ctrl-C, 143
+        after SIGTERM.
+    """
     try:
         import click
     except ImportError:
@@ -28,10 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:  # a full disk, a closed terminal
         return _fail(f"{error.filename or 'output'} cannot be written or read: {error.strerror}")
-    except (KeyboardInterrupt, click.Abort):
-        # click has ended the line of the ^C already
-        print("vaentropy: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except (KeyboardInterrupt, click.Abort) as error:
+        # click wraps what interrupts it, and has ended the line of the ^C already.
+        cause = error.__cause__ or error
+        number = getattr(cause, "signal", None)
+        print(f"vaentropy: {cause if number else 'interrupted'}", file=sys.stderr)
+        return SIGNALLED + number if number else INTERRUPTED
     return status if isinstance(status, int) else 0
 
 

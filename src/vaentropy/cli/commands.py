@@ -5,70 +5,56 @@ from typing import Any
 import click
 
 from vaentropy import __version__
+from vaentropy.cli import options
 
 __all__ = ["vaentropy"]
-
-
-class Widths(click.ParamType):
-    """Whole numbers with commas between them."""
-
-    name = "N,N,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """From text to numbers."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} given, expected whole numbers with commas between them, such as 50,50", param, ctx)
-
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-data_folder = click.option("--data-folder", help="Folder with the files of the data set; default: $VAENTROPY_DATA.")
-device = click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...; auto takes a GPU if any.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def vaentropy() -> None:
-    """Gaussian VAEs whose ELBO is a sum of three entropies: train, evaluate, verify."""
+    """Gaussian VAEs whose ELBO is a sum of three entropies: train, evaluate, use, verify."""
 
 
 @vaentropy.command()
-@click.argument("data", default="digits")
-@data_folder
-@click.option("--held-out", type=float, help="Fraction held out; default: the data set's own split.")
-@click.option("--model", default="vae1", show_default=True, help="vae0, vae1, vae2 or vae3.")
-@click.option("--latent-dim", type=int, default=2, show_default=True, help="Number of latents.")
-@click.option("--hidden", type=Widths(), default="50,50", show_default=True, help="Widths of the encoder's layers.")
-@click.option("--epochs", type=int, default=500, show_default=True, help="Passes over the data.")
-@click.option("--batch-size", type=int, default=200, show_default=True, help="Points per step.")
-@click.option("--learning-rate", type=float, default=5e-3, show_default=True, help="Of Adam.")
-@click.option("--schedule", default="one_cycle", show_default=True, help="one_cycle or constant learning rate.")
-@click.option("--variances", default="analytic", show_default=True, help="analytic, or learned by gradient.")
-@click.option("--clip-norm", type=float, help="Largest norm of the gradient; default: none.")
-@click.option("--beta", type=float, default=1.0, show_default=True, help="Weight of the KL term.")
-@click.option("--num-samples", type=int, default=1, show_default=True, help="Draws of z per point and step.")
-@click.option("--evaluation-samples", type=int, default=16, show_default=True, help="Draws of z per point to evaluate.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of split, weights, batches and noise.")
-@device
-@click.option("--threads", type=int, help="Of the CPU; default: PyTorch's, or 1 for small networks.")
-@click.option("--dtype", default="float32", show_default=True, help="float32 or float64.")
+@click.argument("data", required=False)
+@click.option("--config", help="YAML file with settings; options on the command line override it.")
+@click.option("--resume", metavar="RUN", help="Go on with the interrupted run in folder RUN.")
 @click.option("--out", help="Folder of the run, new or empty; default: a new one under runs/.")
-@as_json
-def train(out: str | None, as_json: bool, **settings: Any) -> None:
-    """Train a VAE on DATA (digits, mnist, fashion-mnist, pca, pca-ring or a .npy file) and print its ledger."""
-    from vaentropy.runs import RunConfig, to_json
+@options.overwrite
+@options.as_json
+@options.settings
+def train(
+    data: str | None, config: str | None, resume: str | None, out: str | None, overwrite: bool, as_json: bool, **given: Any
+) -> None:
+    """Train a VAE on DATA and print its ledger.
+
+    DATA is the name of a data set (digits, mnist, fashion-mnist, susy, pca, pca-ring, ...), a file (.npy, .npz, .csv,
+    .csv.gz, .parquet), or a folder of Parquet files or images; default: digits.
+    """
+    from vaentropy.errors import UsageError
+    from vaentropy.runs import resume as resume_run
     from vaentropy.runs import train as train_run
 
-    run = train_run(RunConfig(**settings), out=out)
+    if resume is not None:
+        others = {"data": data, "config": config, "out": out, "overwrite": overwrite or None, **given}
+        named = [name for name, value in others.items() if value is not None]
+        if named:
+            raise UsageError(f"--resume {resume} given with {named[0]}, expected no settings: a run keeps its own")
+        run = resume_run(resume)
+    else:
+        run = train_run(options.settings_of(config, {"data": data, **given}), out=out, overwrite=overwrite)
+    _show(run, as_json)
+
+
+def _show(run: Any, as_json: bool) -> None:
+    from vaentropy.files import to_json
+
     evaluation, held_out = run.history.train, run.history.held_out
-    assert evaluation is not None
     if as_json:
         result = {"run": str(run.folder), "data": run.description, **evaluation.to_dict(vectors=False)}
         result["held_out"] = None if held_out is None else held_out.to_dict(vectors=False)
-        click.echo(to_json({**result, "seconds": run.seconds}))
+        click.echo(to_json({**result, "seconds": run.seconds, "remarks": run.remarks}))
         return
     click.echo(f"{run.config.model} trained on {run.config.data} ({run.description})\n")
     click.echo(evaluation)
@@ -76,29 +62,28 @@ def train(out: str | None, as_json: bool, **settings: Any) -> None:
         click.echo(
             f"held out: ELBO {held_out.elbo:.4f} ± {held_out.stderr.elbo:.4f}, {held_out.num_points:,} data points"
         )
-    at_floor = run.history["at_floor"][-1]
-    if at_floor:
-        click.echo(f"σ² is held at its floor for {at_floor:.1%} of the features: there the theorem does not hold")
+    for remark in run.remarks:
+        click.echo(remark)
     click.echo(f"\nRun in {run.folder}, {run.seconds:.1f} s", err=True)
 
 
 @vaentropy.command()
 @click.argument("run")
-@click.option("--data", help="Evaluate this data set or .npy file instead of the run's own data.")
-@data_folder
+@click.option("--data", help="Evaluate this data set, file or folder instead of the run's own data.")
+@options.data_folder
 @click.option("--num-samples", type=int, default=16, show_default=True, help="Draws of z per point.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
-@device
-@as_json
-def evaluate(
-    run: str, data: str | None, data_folder: str | None, num_samples: int, seed: int, device: str, as_json: bool
-) -> None:
+@options.device
+@options.as_json
+def evaluate(run: str, num_samples: int, seed: int, as_json: bool, **given: Any) -> None:
     """Print the ledgers of the model in folder RUN, on the data it was trained and held out on or on others."""
     from vaentropy.expectation import MonteCarlo
-    from vaentropy.runs import evaluate_run, to_json
+    from vaentropy.files import to_json
+    from vaentropy.progress import progress_bar
+    from vaentropy.runs import evaluate_run
 
-    expectation = MonteCarlo(num_samples, seed)
-    parts = evaluate_run(run, data=data, data_folder=data_folder, expectation=expectation, device=device)
+    with progress_bar(None, "data points") as report:
+        parts = evaluate_run(run, expectation=MonteCarlo(num_samples, seed), on_batch=_counting(report), **given)
     if as_json:
         click.echo(to_json({"run": run, **{name: part.to_dict() for name, part in parts.items()}}))
     else:
@@ -106,11 +91,137 @@ def evaluate(
 
 
 @vaentropy.command()
-@as_json
+@click.argument("run")
+@click.option("--out", help="Folder of the calibrated copy, new or empty; default: a new one under runs/.")
+@options.overwrite
+@options.data_folder
+@click.option("--num-samples", type=int, default=16, show_default=True, help="Draws of z per point.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
+@options.device
+@options.as_json
+def calibrate(run: str, num_samples: int, seed: int, as_json: bool, **given: Any) -> None:
+    """Copy folder RUN with the variances that are optimal for its training data."""
+    from vaentropy.expectation import MonteCarlo
+    from vaentropy.files import to_json
+    from vaentropy.runs import calibrate_run
+
+    folder, before, after = calibrate_run(run, expectation=MonteCarlo(num_samples, seed), **given)
+    if as_json:
+        parts = {"before": before.to_dict(vectors=False), "after": after.to_dict(vectors=False)}
+        click.echo(to_json({"run": str(folder), **parts}))
+    else:
+        click.echo(f"{after}\n\nbefore: ELBO {before.elbo:.4f}, gap {before.gap:.4f}")
+        click.echo(f"after:  ELBO {after.elbo:.4f}, gap {after.gap:.4f}")
+        click.echo(f"\nRun in {folder}", err=True)
+
+
+def _wrote(num_rows: int, out: str, as_json: bool) -> None:
+    from vaentropy.files import to_json
+
+    if as_json and out != "-":
+        click.echo(to_json({"out": out, "rows": num_rows}))
+    else:
+        click.echo(f"{num_rows:,} rows in {out}" if out != "-" else f"{num_rows:,} rows", err=True)
+
+
+@vaentropy.command()
+@click.argument("run")
+@click.argument("data", required=False)
+@options.out_file
+@click.option("--variance", is_flag=True, help="Write posterior variances as well.")
+@options.overwrite
+@options.data_folder
+@options.device
+@options.as_json
+def encode(run: str, data: str | None, out: str, as_json: bool, **given: Any) -> None:
+    """Write posterior means of DATA (default: the run's own), one row per data point, by the model in folder RUN."""
+    from vaentropy.progress import progress_bar
+    from vaentropy.runs import encode_run
+
+    with progress_bar(None, "data points") as report:
+        rows = encode_run(run, None if out == "-" else out, data=data, on_batch=_counting(report), **given)
+    _wrote(rows, out, as_json)
+
+
+@vaentropy.command()
+@click.argument("run")
+@click.argument("data", required=False)
+@options.out_file
+@options.overwrite
+@options.data_folder
+@options.device
+@options.as_json
+def reconstruct(run: str, data: str | None, out: str, as_json: bool, **given: Any) -> None:
+    """Write reconstructions of DATA (default: the run's own), in their units, by the model in folder RUN."""
+    from vaentropy.progress import progress_bar
+    from vaentropy.runs import reconstruct_run
+
+    with progress_bar(None, "data points") as report:
+        rows = reconstruct_run(run, None if out == "-" else out, data=data, on_batch=_counting(report), **given)
+    _wrote(rows, out, as_json)
+
+
+@vaentropy.command()
+@click.argument("run")
+@click.option("--num-samples", type=int, default=16, show_default=True, help="How many.")
+@click.option("--noise", is_flag=True, help="Draw x from p(x|z) instead of taking its mean.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
+@options.out_file
+@options.overwrite
+@options.device
+@options.as_json
+def sample(run: str, num_samples: int, out: str, as_json: bool, **given: Any) -> None:
+    """Write draws from the model in folder RUN, in the units of its data."""
+    from vaentropy.runs import sample_run
+
+    _wrote(sample_run(run, None if out == "-" else out, num_samples, **given), out, as_json)
+
+
+@vaentropy.command()
+@click.argument("run")
+@options.as_json
+def info(run: str, as_json: bool) -> None:
+    """Tell what folder RUN holds and how far its training has come."""
+    from vaentropy.files import to_json
+    from vaentropy.runs import describe_run
+
+    about = describe_run(run)
+    if as_json:
+        click.echo(to_json(about))
+        return
+    config, manifest = about["config"], about["manifest"]
+    data, last = manifest.get("data", {}), about["last"]
+    click.echo(f"{about['run']}: {config['model']} on {config['data']}, {about['status']}")
+    click.echo(f"epochs         {about['epochs']}")
+    if data:
+        sizes = f"{data['num_train']:,} to train on, {data['num_held_out']:,} held out"
+        click.echo(f"data           {data['description']}; {sizes}, shape {tuple(data['data_shape'])}")
+    if last:
+        click.echo(f"running ELBO   {last['running_elbo']:.4f} (last epoch)")
+    click.echo(f"checkpoints    after steps {', '.join(map(str, about['checkpoints'])) or '(none)'}")
+    for name in ("vaentropy", "python", "torch", "device", "num_parameters", "written"):
+        if name in manifest:
+            click.echo(f"{name:<15}{manifest[name]}")
+    click.echo("settings       " + ", ".join(f"{name}={value}" for name, value in config.items() if value is not None))
+
+
+@vaentropy.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete this command; for bash: eval "$(vaentropy completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(vaentropy, {}, "vaentropy", "_VAENTROPY_COMPLETE").source())
+
+
+@vaentropy.command()
+@options.as_json
 def verify(as_json: bool) -> int:
     """Check the theorem to the last digits on models small enough to reach a stationary point; exit 1 if one fails."""
+    from vaentropy.files import to_json
     from vaentropy.progress import progress_bar
-    from vaentropy.runs import to_json
     from vaentropy.studies import Case
     from vaentropy.studies import verify as verify_cases
     from vaentropy.studies.verify import CASES
@@ -136,3 +247,7 @@ def verify(as_json: bool) -> int:
             if case.own_entropy_sum is not None and case.own_relative_gap is not None:
                 click.echo(f"{'  by its own formula':<42}{case.own_entropy_sum:>13.6f}{case.own_relative_gap:>10.1e}")
     return 0 if all(case.holds for case in cases) else 1
+
+
+def _counting(report: Any) -> Any:
+    return lambda rows: report("", rows)

@@ -1,16 +1,14 @@
-"""Training runs and the folders they leave.
+"""Training runs and the folders they leave; every verb of the command is one function here."""
 
-RUN/config.yaml          everything needed to repeat it, seeds included
-RUN/manifest.json        versions, device, data fingerprint, times, command line
-RUN/history.jsonl        one row per epoch
-RUN/evaluation.json      the evaluations after the last epoch
-RUN/model.safetensors    weights only
-"""
-
-from vaentropy.runs.config import RunConfig as RunConfig
-from vaentropy.runs.files import to_json as to_json
-from vaentropy.runs.run import Run as Run
-from vaentropy.runs.run import evaluate_run as evaluate_run
-from vaentropy.runs.run import load as load
-from vaentropy.runs.run import read_config as read_config
-from vaentropy.runs.run import train as train
+from vaentropy.config import RunConfig as RunConfig
+from vaentropy.runs.folder import RunFolder as RunFolder
+from vaentropy.runs.train import Run as Run
+from vaentropy.runs.train import resume as resume
+from vaentropy.runs.train import train as train
+from vaentropy.runs.use import calibrate_run as calibrate_run
+from vaentropy.runs.use import describe_run as describe_run
+from vaentropy.runs.use import encode_run as encode_run
+from vaentropy.runs.use import evaluate_run as evaluate_run
+from vaentropy.runs.use import load as load
+from vaentropy.runs.use import reconstruct_run as reconstruct_run
+from vaentropy.runs.use import sample_run as sample_run

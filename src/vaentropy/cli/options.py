@@ -1,0 +1,96 @@
+"""Options of the command: those of `train` are made from the fields of `RunConfig`."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+import click
+
+from vaentropy.config import RunConfig
+
+__all__ = ["CommaSeparated", "as_json", "data_folder", "device", "out_file", "overwrite", "settings", "settings_of"]
+
+
+class CommaSeparated(click.ParamType):
+    """Several values with commas between them.
+
+    Args:
+        kind: of one value, int or str.
+    """
+
+    def __init__(self, kind: type):
+        self.kind = kind
+        self.name = "N,N,..." if kind is int else "NAME,NAME,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """From text to values."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(self.kind(part.strip()) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} given, expected whole numbers with commas between them, such as 50,50", param, ctx)
+
+
+KINDS: dict[Any, Any] = {
+    str: str,
+    str | None: str,
+    int: int,
+    int | None: int,
+    float: float,
+    float | None: float,
+    tuple[int, ...]: CommaSeparated(int),
+    tuple[str, ...]: CommaSeparated(str),
+}
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+data_folder = click.option("--data-folder", help="Folder with the files of the data set, if it has moved.")
+device = click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...; auto takes a GPU if any.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace what --out names.")
+out_file = click.option("--out", required=True, help="A .npy, .csv or .parquet file; - writes CSV to stdout.")
+
+
+def _shown(default: Any) -> str | bool:
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)) or False
+    return False if default is None or default is False else str(default)
+
+
+def settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for each setting of a run but `data`, which is an argument; None where it is not given."""
+    hints = get_type_hints(RunConfig)
+    for setting in reversed(fields(RunConfig)):
+        if setting.name == "data":
+            continue
+        name, kind = setting.name.replace("_", "-"), hints[setting.name]
+        flag = kind in (bool, bool | None)
+        declaration = f"--{name}/--no-{name}" if flag else f"--{name}"
+        options: dict[str, Any] = {} if flag else {"type": KINDS[kind]}
+        shown = _shown(setting.default)
+        option = click.option(
+            declaration, setting.name, default=None, show_default=shown, help=setting.metadata["help"], **options
+        )
+        command = option(command)
+    return command
+
+
+def settings_of(config: str | None, given: dict[str, Any]) -> RunConfig:
+    """Settings from a YAML file, if any, with those of the command line over them.
+
+    Raises:
+        VaentropyError: the file cannot be read, or a setting is wrong.
+    """
+    from pathlib import Path
+
+    from vaentropy.errors import DataError
+    from vaentropy.files import read_yaml
+
+    named = {name: value for name, value in given.items() if value is not None}
+    if config is None:
+        return RunConfig(**named)
+    try:
+        # Checked on their own first, so that the message names the file.
+        stored = RunConfig.from_dict(read_yaml(Path(config)), config)
+    except FileNotFoundError:
+        raise DataError(f"{config}: no such file; pass the path of a YAML file with settings") from None
+    return RunConfig(**{**{f.name: getattr(stored, f.name) for f in fields(stored)}, **named})

@@ -1,0 +1,175 @@
+"""`RunConfig`: everything that determines a training run. The command's options and their help are made from it.
+
+Nothing here imports PyTorch at the top, so that `vaentropy --help` need not wait for it.
+"""
+
+import difflib
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, get_type_hints
+
+from vaentropy.errors import UsageError
+
+__all__ = ["DTYPES", "FAMILIES", "NETWORKS", "RunConfig", "nearest"]
+
+FAMILIES = ("vae0", "vae1", "vae2", "vae3")
+NETWORKS = ("mlp", "conv")
+DTYPES = ("float32", "float64")
+EXPECTED = {
+    str: "text",
+    str | None: "text or nothing",
+    bool: "true or false",
+    bool | None: "true, false or nothing",
+    int: "a whole number",
+    int | None: "a whole number or nothing",
+    float: "a number",
+    float | None: "a number or nothing",
+    tuple[int, ...]: "a list of whole numbers",
+    tuple[str, ...]: "a list of names",
+}
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a training run; each field's metadata hold its help text.
+
+    Raises:
+        UsageError: a setting has a wrong value.
+    """
+
+    data: str = _setting("digits", "Name of a data set, or path of a file or folder.")
+    data_folder: str | None = _setting(None, "Folder with the files of a named data set; default: $VAENTROPY_DATA.")
+    columns: tuple[str, ...] = _setting((), "Columns of a table to use, in this order; default: all.")
+    exclude: tuple[str, ...] = _setting((), "Columns of a table to leave out, such as labels.")
+    key: str | None = _setting(None, "Name of the array in a .npz file that holds several.")
+    image_size: int | None = _setting(None, "Resize images to so many pixels.")
+    crop: int | None = _setting(None, "First cut so many pixels out of the middle of images (CelebA: 148, size 64).")
+    held_out: float | None = _setting(None, "Fraction held out; default: the data set's own split.")
+    scale: str | None = _setting(None, "none, standard or min_max, fitted on training data; default: the data set's own.")
+    dequantise: bool = _setting(False, "Add uniform noise to whole numbers, so that bits per dimension compare.")
+    missing: str = _setting("error", "ignore takes NaN and empty fields for missing values; error refuses them.")
+    stream: bool | None = _setting(None, "Read data piece by piece; default: where they are large.")
+    model: str = _setting("vae1", "vae0, vae1, vae2 or vae3.")
+    latent_dim: int = _setting(2, "Number of latents.")
+    network: str = _setting("mlp", "mlp, or conv for images (channels, height, width).")
+    hidden: tuple[int, ...] = _setting((50, 50), "Widths (conv: channels) of the encoder's layers.")
+    epochs: int = _setting(500, "Passes over the data.")
+    batch_size: int = _setting(200, "Points per step.")
+    learning_rate: float = _setting(5e-3, "Of Adam.")
+    schedule: str = _setting("one_cycle", "one_cycle or constant learning rate.")
+    variances: str = _setting("analytic", "analytic, or learned by gradient.")
+    clip_norm: float | None = _setting(None, "Largest norm of the gradient; default: none.")
+    beta: float = _setting(1.0, "Weight of the KL term.")
+    num_samples: int = _setting(1, "Draws of z per point and step.")
+    evaluation_samples: int = _setting(16, "Draws of z per point to evaluate.")
+    evaluate_every: int | None = _setting(None, "Epochs between held-out evaluations; default: ten of them.")
+    patience: int | None = _setting(None, "Stop after so many without a better held-out ELBO; default: never.")
+    plateau: float | None = _setting(None, "Stop when the entropy sum rises less in ten epochs (nats); default: never.")
+    max_rollbacks: int = _setting(3, "How often to go back with a lower learning rate when training diverges.")
+    checkpoint_every: int | None = _setting(None, "Steps between checkpoints; default: about every 30 seconds.")
+    keep_checkpoints: int = _setting(2, "Newest checkpoints that are kept.")
+    seed: int = _setting(0, "Of split, weights, batches and noise.")
+    device: str = _setting("auto", "cpu, cuda, ...; auto takes a GPU if any.")
+    dtype: str = _setting("float32", "float32 or float64.")
+    threads: int | None = _setting(None, "Of the CPU; default: PyTorch's, or 1 for small networks.")
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for name, kind in hints.items():
+            if not _fits(getattr(self, name), kind):
+                raise UsageError(f"setting {name}: {getattr(self, name)!r} given, expected {EXPECTED[kind]}")
+        for name, allowed in {"model": FAMILIES, "network": NETWORKS, "dtype": DTYPES}.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise UsageError(f"{name}={value!r} given, expected one of {', '.join(allowed)}{_hint(value, allowed)}")
+        for name in ("threads", "latent_dim", "num_samples", "evaluation_samples", "checkpoint_every", "keep_checkpoints"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value} given, expected a whole number of at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed={self.seed} given, expected a whole number from 0 to 2^63 - 1")
+        self.settings()
+
+    def settings(self) -> dict[str, Any]:
+        """What `fit` is given of it.
+
+        Raises:
+            UsageError: a setting has a wrong value.
+        """
+        # Here, since these import PyTorch.
+        from vaentropy.expectation import MonteCarlo
+        from vaentropy.training.settings import Settings
+
+        own = {f.name for f in fields(self)}
+        chosen = {f.name: getattr(self, f.name) for f in fields(Settings) if f.name in own}
+        chosen["expectation"] = MonteCarlo(self.num_samples)
+        chosen["evaluation_expectation"] = MonteCarlo(self.evaluation_samples)
+        Settings(**chosen)
+        return chosen
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as for YAML: lists in place of tuples."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[Any, Any], where: str = "settings") -> "RunConfig":
+        """The inverse of `to_dict`; settings that are not named keep their defaults.
+
+        Args:
+            values: by name.
+            where: names their origin in messages, such as the path of a file.
+
+        Raises:
+            UsageError: an unknown key, or a wrong value.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise UsageError(f"{where}: unknown setting {name!r}{nearest(str(name), known)}")
+        hints = get_type_hints(cls)
+        try:
+            return cls(**{name: _from_yaml(value, hints[name]) for name, value in values.items()})
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The default of each setting."""
+        return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+
+
+def _from_yaml(value: Any, kind: Any) -> Any:
+    """YAML has lists, no tuples; takes 1e-3, without a point, for text; and numbers of columns need no quotes in it."""
+    if isinstance(value, list):
+        names = kind == tuple[str, ...]
+        return tuple(str(item) if names and isinstance(item, int) else item for item in value)
+    if isinstance(value, str) and kind in (float, float | None):
+        with suppress(ValueError):
+            return float(value)
+    return value
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """What to say after an unknown name: the nearest known one, or all of them."""
+    return _hint(name, known) or f"; there are {', '.join(known)}"
+
+
+def _hint(value: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(str(value), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind == tuple[int, ...]:
+        return isinstance(value, tuple) and all(_fits(item, int) for item in value)
+    if kind == tuple[str, ...]:
+        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    if isinstance(value, bool):
+        return kind in (bool, bool | None)
+    # A whole number is a number.
+    return isinstance(value, kind | int) if kind in (float, float | None) else isinstance(value, kind)

@@ -1,0 +1,322 @@
+"""What a finished run is good for: load, evaluate, calibrate, encode, reconstruct, sample, tell about it."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vaentropy._typing import Tensor
+from vaentropy.calibration import optimal_factors, require_usable
+from vaentropy.config import RunConfig
+from vaentropy.data import Source
+from vaentropy.data.scaling import Scaling
+from vaentropy.errors import DataError, UsageError
+from vaentropy.evaluation import evaluate
+from vaentropy.expectation import Expectation, MonteCarlo
+from vaentropy.files import write_tensors
+from vaentropy.modes import in_mode
+from vaentropy.results import Evaluation
+from vaentropy.runs.build import build_model, load_other, load_own, torch_device
+from vaentropy.runs.folder import RunFolder
+from vaentropy.runs.output import Output
+from vaentropy.runs.train import require_unchanged
+from vaentropy.training import Checkpoints
+from vaentropy.vae import VAE
+
+__all__ = ["calibrate_run", "describe_run", "encode_run", "evaluate_run", "load", "reconstruct_run", "sample_run"]
+
+BATCH_SIZE = 1024
+
+
+def load(run: str | Path, *, device: str | torch.device = "cpu", model: VAE | None = None) -> VAE:
+    """The trained model of a run, in eval mode; where the run scaled its data, in the space of the scaled data.
+
+    Args:
+        run: its folder.
+        device: where to put it; "auto" takes a GPU where there is one.
+        model: your own VAE to load the weights into; by default the run's settings say what to build.
+
+    Raises:
+        DataError: the folder is no finished run, or its weights do not fit the model.
+    """
+    folder = RunFolder(run)
+    if model is None:
+        model = build_model(folder.config(), folder.data_shape())
+    weights, _ = folder.tensors("model.safetensors")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise DataError(f"{folder}/model.safetensors cannot be loaded: {' '.join(str(error).split())}") from error
+    return model.to(torch_device(str(device))).eval()
+
+
+def evaluate_run(
+    run: str | Path,
+    *,
+    data: str | None = None,
+    data_folder: str | None = None,
+    expectation: Expectation = MonteCarlo(16),
+    device: str = "auto",
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, Evaluation]:
+    """Evaluate the model of a run on the data it was trained and held out on, or on other data.
+
+    Args:
+        run: its folder.
+        data: a data set, file or folder instead of the run's own, read and scaled in the same way; all of it is
+            evaluated as one part, named "data".
+        data_folder: where the files of a named data set are, if no longer where the run found them.
+        expectation: how to average over the posterior.
+        device: as in `RunConfig`.
+        on_batch: called with the number of rows after each batch.
+
+    Returns:
+        Evaluations by part: "train" and, where there is any, "held_out"; or "data".
+
+    Raises:
+        VaentropyError: the run or the data cannot be used.
+    """
+    folder = RunFolder(run)
+    config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
+    if data is None:
+        own = load_own(config, folder=data_folder)
+        require_unchanged(folder, own)
+        parts = {"train": own.train, "held_out": own.held_out}
+    else:
+        parts = {"data": load_other(config, data, scaling, folder=data_folder).train}
+    options: dict[str, Any] = {"missing": config.missing, "log_jacobian": scaling.log_jacobian, "on_batch": on_batch}
+    for x in parts.values():
+        _require_shape(model, x)
+    return {name: evaluate(model, x, expectation=expectation, **options) for name, x in parts.items() if len(x)}
+
+
+def calibrate_run(
+    run: str | Path,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    data_folder: str | None = None,
+    expectation: Expectation = MonteCarlo(16),
+    device: str = "auto",
+) -> tuple[Path, Evaluation, Evaluation]:
+    """A copy of a run whose model has the variances that are optimal for its training data.
+
+    σ² goes into the likelihood's parameters; prior variances into a learned prior, or into the networks where the prior
+    is the standard normal one (`VAE.rescale`).
+
+    Args:
+        run: its folder; it is not changed.
+        out: folder of the copy; by default a new one under runs/.
+        overwrite: replace the run that `out` holds.
+        data_folder: where the files of a named data set are, if no longer where the run found them.
+        expectation: how to average over the posterior.
+        device: as in `RunConfig`.
+
+    Returns:
+        Folder of the copy, and evaluations of the training data before and after.
+
+    Raises:
+        VaentropyError: the run or its data cannot be used, or σ² is fixed (VAE-0).
+    """
+    folder = RunFolder(run)
+    config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
+    own = load_own(config, folder=data_folder)
+    require_unchanged(folder, own)
+    options: dict[str, Any] = {"missing": config.missing, "log_jacobian": scaling.log_jacobian}
+    before = evaluate(model, own.train, expectation=expectation, **options)
+    variance_factor, prior_factor = optimal_factors(before)
+    require_usable(variance_factor, "variance")
+    require_usable(prior_factor, "prior variance")
+    model.rescale(variance_factor=variance_factor, prior_factor=prior_factor)
+    # The noise that the optimum was found with would make the residuals 0 by construction.
+    after = evaluate(model, own.train, expectation=expectation.with_seed(_next_seed(expectation)), **options)
+    copy = RunFolder.new(out, f"{folder.path.resolve().name}-calibrated", overwrite=overwrite)
+    if copy.path.resolve() == folder.path.resolve():
+        raise UsageError(f"{out} given as the folder of the copy, expected another one than that of the run itself")
+    with copy.locked():
+        if overwrite:
+            copy.clear()
+        copy.write_config(config)
+        copy.write_scaling(scaling)
+        copy.write_json("manifest.json", {**folder.manifest(), "status": "finished", "calibrated_from": str(folder)})
+        copy.write_json("evaluation.json", {"train": after.to_dict()})
+        write_tensors(copy.file("model.safetensors"), model.state_dict())
+    return copy.path, before, after
+
+
+def _next_seed(expectation: Expectation) -> int:
+    return expectation.seed + 1 if expectation.independent else expectation.seed
+
+
+def encode_run(
+    run: str | Path,
+    out: str | Path | None,
+    *,
+    data: str | None = None,
+    data_folder: str | None = None,
+    variance: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    on_batch: Callable[[int], None] | None = None,
+) -> int:
+    """Write posterior means of all rows of a data set, in their order.
+
+    Args:
+        run: its folder.
+        out: a .npy, .csv or .parquet file of latent_dim columns; None writes CSV to stdout.
+        data: a data set, file or folder; by default the run's own, training and held-out rows as they are in it.
+        data_folder: where the files of a named data set are, if no longer where the run found them.
+        variance: write the posterior variances as well, in as many columns more.
+        overwrite: replace the file if it exists.
+        device: as in `RunConfig`.
+        on_batch: called with the number of rows after each batch.
+
+    Returns:
+        Rows written.
+
+    Raises:
+        VaentropyError: the run, the data or the file cannot be used.
+    """
+    model, config, x, _ = _opened(run, data, data_folder, device)
+    names = [f"mean_{h}" for h in range(config.latent_dim)]
+    names += [f"variance_{h}" for h in range(config.latent_dim)] if variance else []
+
+    def rows(batch: Tensor) -> Tensor:
+        q = model.posterior(batch)
+        return torch.cat([q.mean, q.variance], -1) if variance else q.mean
+
+    return _write(model, x, rows, Output(out, (len(names),), names, overwrite=overwrite), on_batch)
+
+
+def reconstruct_run(
+    run: str | Path,
+    out: str | Path | None,
+    *,
+    data: str | None = None,
+    data_folder: str | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    on_batch: Callable[[int], None] | None = None,
+) -> int:
+    """Write reconstructions of all rows of a data set, in their order and in the units of the data as stored.
+
+    Arguments, result and errors are those of `encode_run`; rows have the shape of the data (flattened in tables).
+    """
+    model, _, x, scaling = _opened(run, data, data_folder, device)
+
+    def rows(batch: Tensor) -> Tensor:
+        return scaling.undo(model.likelihood(model.posterior(batch).mean).mean.cpu())
+
+    return _write(model, x, rows, Output(out, model.data_shape, None, overwrite=overwrite), on_batch)
+
+
+def sample_run(
+    run: str | Path,
+    out: str | Path | None,
+    num_samples: int,
+    *,
+    noise: bool = False,
+    seed: int = 0,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> int:
+    """Write draws from the model, in the units of the data as stored.
+
+    Args:
+        run: its folder.
+        out: as for `encode_run`.
+        num_samples: how many.
+        noise: draw x from p(x|z); by default its mean is written.
+        seed: of the draws.
+        overwrite: replace the file if it exists.
+        device: as in `RunConfig`.
+
+    Returns:
+        Rows written.
+
+    Raises:
+        VaentropyError: the run or the file cannot be used, or the number is below 1.
+    """
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+        raise UsageError(f"num_samples={num_samples!r} given, expected a whole number of at least 1")
+    model, scaling = load(run, device=device), RunFolder(run).scaling()
+    output = Output(out, model.data_shape, None, overwrite=overwrite)
+    with output.opened(num_samples) as write:
+        write(scaling.undo(model.sample(num_samples, noise=noise, seed=seed).cpu()))
+    return num_samples
+
+
+def describe_run(run: str | Path) -> dict[str, Any]:
+    """What a folder holds: settings, versions, data, how far training has come, the last row of its history.
+
+    Raises:
+        DataError: the folder is no run, or a file in it is damaged.
+    """
+    folder = RunFolder(run)
+    config = folder.config()
+    manifest = folder.manifest() if folder.file("manifest.json").exists() else {"status": "not started"}
+    rows = _history(folder)
+    return {
+        "run": str(folder),
+        "status": manifest.get("status", "finished"),
+        "epochs": f"{len(rows)} of {config.epochs}",
+        "checkpoints": Checkpoints(folder.path).steps(),
+        "last": rows[-1] if rows else None,
+        "config": config.to_dict(),
+        "manifest": manifest,
+    }
+
+
+def _history(folder: RunFolder) -> list[dict[str, Any]]:
+    path = folder.file("history.jsonl")
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(lines := folder.text(path.name).splitlines()):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            # The last line may be half written at this moment.
+            if number < len(lines) - 1:
+                raise DataError(f"{path} is damaged in line {number + 1}; put the file of the run back") from error
+    return rows
+
+
+def _opened(
+    run: str | Path, data: str | None, data_folder: str | None, device: str
+) -> tuple[VAE, RunConfig, Tensor | Source, Scaling]:
+    folder = RunFolder(run)
+    config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
+    x = load_other(config, data or config.data, scaling, folder=data_folder).train
+    _require_shape(model, x)
+    return model, config, x, scaling
+
+
+def _require_shape(model: VAE, x: Tensor | Source) -> None:
+    given = tuple(x.shape[1:]) if isinstance(x, Tensor) else x.data_shape
+    if given != model.data_shape:
+        raise DataError(f"data points of shape {given} given, expected {model.data_shape} as in training")
+
+
+def _batches(x: Tensor | Source) -> Iterator[Tensor]:
+    for shard in [x] if isinstance(x, Tensor) else x:
+        yield from shard.split(BATCH_SIZE)
+
+
+@torch.no_grad()
+def _write(
+    model: VAE,
+    x: Tensor | Source,
+    rows: Callable[[Tensor], Tensor],
+    output: Output,
+    on_batch: Callable[[int], None] | None,
+) -> int:
+    weight = model.latent_mean.weight
+    with output.opened(len(x)) as write, in_mode(model, "eval"):
+        for batch in _batches(x):
+            write(rows(batch.to(weight.device, weight.dtype).nan_to_num(nan=0.0)))
+            if on_batch:
+                on_batch(len(batch))
+    return len(x)
