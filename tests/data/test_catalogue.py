@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaentropy.data import load, names, pca, pca_ring, read_idx, split
+from vaentropy.data import load, names, pca, pca_log_likelihood, pca_ring, read_idx, split
+from vaentropy.data.synthetic import SETS, streaming
 from vaentropy.errors import DataError, MissingExtraError, UsageError
 
 
@@ -47,7 +48,7 @@ def rows(x):
 
 
 def test_names():
-    assert names() == ("digits", "pca", "pca-ring", "mnist", "fashion-mnist")
+    assert names() == ("digits", *SETS, "mnist", "fashion-mnist")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_names():
 def test_an_unknown_name_is_answered_with_the_nearest(name, hint):
     with pytest.raises(UsageError, match=f"unknown data set '{name}'.*{hint}") as caught:
         load(name)
-    assert "digits, pca, pca-ring, mnist, fashion-mnist, or a path ending in .npy" in str(caught.value)
+    assert f"digits, {', '.join(SETS)}, mnist, fashion-mnist, or a path ending in .npy" in str(caught.value)
 
 
 def test_an_integer_dtype_is_refused():
@@ -69,7 +70,7 @@ def test_loading_leaves_global_generators_alone(images, tmp_path):
     np.save(tmp_path / "x.npy", np.arange(20.0))
     torch.manual_seed(0)
     states = torch.get_rng_state(), str(np.random.get_state())
-    for name in (*names()[:4], str(tmp_path / "x.npy")):
+    for name in (*names()[:-1], str(tmp_path / "x.npy")):
         load(name, folder=images[0], held_out=0.5)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert str(np.random.get_state()) == states[1]
@@ -136,6 +137,29 @@ def test_pca_ring():
     data = load("pca-ring", seed=3, dtype=torch.float64)
     assert data.train.shape == data.held_out.shape == (10_000, 10) and data.truth is None
     assert rows(torch.cat([data.train, data.held_out])) == rows(pca_ring(20_000, seed=3)[0])
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_synthetic_sets_by_name(name):
+    data = load(name, seed=3, dtype=torch.float64)
+    drawn = SETS[name].build(SETS[name].num_points, 3)
+    assert len(data.train) + len(data.held_out) == SETS[name].num_points
+    assert len(data.held_out) == SETS[name].held_out * SETS[name].num_points
+    assert data.description == SETS[name].description and "not rescaled" in data.description
+    parts = split(drawn.x, SETS[name].held_out, seed=3)
+    assert torch.equal(data.train, parts[0]) and torch.equal(data.held_out, parts[1])
+    assert (data.truth is None) == (drawn.log_density is None) and (data.train_labels is None) == (drawn.labels is None)
+
+
+def test_labels_and_density_are_those_of_the_rows():
+    data = load("streaming", held_out=0.1, seed=3, dtype=torch.float64)
+    segments = streaming(300_000, seed=3)[2]
+    assert data.truth is not None and data.train_labels is not None and data.held_out_labels is not None
+    for part, of in (("train", data.train_labels), ("held_out", data.held_out_labels)):
+        rows = getattr(data, part)
+        assert of.tolist() == sorted(of.tolist()) and set(of.tolist()) == {0, 1, 2}
+        total = sum(pca_log_likelihood(rows[of == s], *segments[s]) * (of == s).sum().item() for s in range(3))
+        assert data.truth[f"log_likelihood_{part}"] == pytest.approx(total / len(rows), rel=1e-10)
 
 
 # --- images

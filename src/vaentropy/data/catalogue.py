@@ -21,7 +21,6 @@ __all__ = ["load", "names"]
 
 FOLDER_VARIABLE = "VAENTROPY_DATA"
 IDX_FILES = "{train,t10k}-images-idx3-ubyte and, if wanted, {train,t10k}-labels-idx1-ubyte, each as it is or as .gz"
-SYNTHETIC_POINTS = 20_000  # 10,000 to train on and 10,000 held out
 
 
 class _Request(NamedTuple):
@@ -65,9 +64,10 @@ def load(
         name: one of `names()`, or a path that ends in .npy.
         folder: for mnist and fashion-mnist, where their IDX files lie (there or in a folder of that name inside);
             by default the environment variable VAENTROPY_DATA. The others do not use it.
-        held_out: fraction to hold out. By default 0.2 of digits, half of pca and pca-ring, 0.1 of a .npy file, and the
-            official t10k set of mnist and fashion-mnist, where an explicit fraction splits the train file instead.
-        seed: fixes the split, and for pca and pca-ring the points as well.
+        held_out: fraction to hold out. By default 0.2 of digits, half of a synthetic set (nothing of streaming), 0.1 of
+            a .npy file, and the official t10k set of mnist and fashion-mnist, where an explicit fraction splits the
+            train file instead.
+        seed: fixes the split, and for synthetic sets the points as well.
         dtype: floating dtype of the result.
 
     Raises:
@@ -96,15 +96,13 @@ def _digits(request: _Request) -> Dataset:
     return request.divide(torch.from_numpy(pixels) / 16, torch.from_numpy(labels))
 
 
-def _pca(request: _Request) -> Dataset:
-    x, parameters = synthetic.pca(SYNTHETIC_POINTS, seed=request.seed)
-    parts = zip(("train", "held_out"), split(x, request.held_out or 0.0, seed=request.seed), strict=True)
-    likelihoods = {part: synthetic.pca_log_likelihood(rows, *parameters) for part, rows in parts if len(rows)}
-    return request.divide(x, truth={f"log_likelihood_{part}": value for part, value in likelihoods.items()})
-
-
-def _pca_ring(request: _Request) -> Dataset:
-    return request.divide(synthetic.pca_ring(SYNTHETIC_POINTS, seed=request.seed)[0])
+def _synthetic(request: _Request) -> Dataset:
+    chosen = synthetic.SETS[request.name]
+    x, labels, log_density = chosen.build(chosen.num_points, request.seed)
+    if log_density is None:
+        return request.divide(x, labels)
+    parts = zip(("train", "held_out"), split(log_density, request.held_out or 0.0, seed=request.seed), strict=True)
+    return request.divide(x, labels, {f"log_likelihood_{part}": of.mean().item() for part, of in parts if len(of)})
 
 
 def _idx_images(request: _Request) -> Dataset:
@@ -196,8 +194,7 @@ def _read_npy(path: Path, dtype: torch.dtype) -> Tensor:
 _NPY = _Source(_npy, 0.1, "values as stored in the file, not rescaled")
 _SOURCES = {
     "digits": _Source(_digits, 0.2, "8 x 8 handwritten digits, pixel values divided by 16, in [0, 1]"),
-    "pca": _Source(_pca, 0.5, "x = W z + b + 0.1 eps in 10 dimensions, 2 latent, not rescaled"),
-    "pca-ring": _Source(_pca_ring, 0.5, "as pca with z/10 + z/||z|| in place of z, not rescaled"),
+    **{name: _Source(_synthetic, each.held_out, each.description) for name, each in synthetic.SETS.items()},
     "mnist": _Source(_idx_images, None, "28 x 28 handwritten digits, pixel values divided by 255, in [0, 1]"),
     "fashion-mnist": _Source(_idx_images, None, "28 x 28 pictures of clothes, pixel values divided by 255, in [0, 1]"),
 }
