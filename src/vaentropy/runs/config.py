@@ -127,7 +127,7 @@ class RunConfig:
     def load_data(self) -> Dataset:
         """The data set, split by the seed."""
         folder, dtype = self.data_folder, DTYPES[self.dtype]
-        return load_data(self.data, folder=folder, held_out=self.held_out, seed=self.seed, dtype=dtype)
+        return load_data(self.data, folder=folder, held_out=self.held_out, seed=self.seed, dtype=dtype, stream=False)
 
 
 def _nearest(name: str, known: Collection[str]) -> str:

@@ -21,6 +21,7 @@ import vaentropy
 from vaentropy._typing import Tensor
 from vaentropy.data import Dataset
 from vaentropy.data import load as load_data
+from vaentropy.data.source import Source
 from vaentropy.errors import DataError, UsageError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation, MonteCarlo
@@ -82,6 +83,11 @@ def _threads(config: RunConfig, model: VAE) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _in_memory(part: Tensor | Source) -> Tensor:
+    assert isinstance(part, Tensor)  # data are loaded with stream=False
+    return part
+
+
 def _fingerprint(x: Tensor) -> str:
     """SHA-256 of shape, dtype and values."""
     digest = hashlib.sha256(f"{tuple(x.shape)} {x.dtype}".encode())
@@ -92,8 +98,8 @@ def _fingerprint(x: Tensor) -> str:
 def _fit(model: VAE, data: Dataset, config: RunConfig, progress: bool | None) -> History:
     return fit(
         model,
-        data.train,
-        held_out=data.held_out,
+        _in_memory(data.train),
+        held_out=_in_memory(data.held_out),
         epochs=config.epochs,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
@@ -124,7 +130,7 @@ def _description(data: Dataset) -> dict[str, Any]:
         "data_shape": data.data_shape,
         "num_train": len(data.train),
         "num_held_out": len(data.held_out),
-        "sha256_train": _fingerprint(data.train),
+        "sha256_train": _fingerprint(_in_memory(data.train)),
     }
 
 
@@ -245,13 +251,17 @@ def evaluate_run(
     folder = data_folder or config.data_folder
     dtype = DTYPES[config.dtype]
     if data is None:
-        split = load_data(config.data, folder=folder, held_out=config.held_out, seed=config.seed, dtype=dtype)
+        split = load_data(
+            config.data, folder=folder, held_out=config.held_out, seed=config.seed, dtype=dtype, stream=False
+        )
         stored = json.loads(read_text(Path(run), "manifest.json"))["data"].get("sha256_train")
-        if stored != _fingerprint(split.train):
+        if stored != _fingerprint(_in_memory(split.train)):
             raise DataError(f"{config.data} has changed since the run was trained on it; name data with --data instead")
-        parts = {"train": split.train, "held_out": split.held_out}
+        loaded = {"train": split.train, "held_out": split.held_out}
     else:
-        parts = {"data": load_data(data, folder=folder, held_out=0.0, seed=config.seed, dtype=dtype).train}
+        other = load_data(data, folder=folder, held_out=0.0, seed=config.seed, dtype=dtype, stream=False)
+        loaded = {"data": other.train}
+    parts = {name: _in_memory(part) for name, part in loaded.items()}
     for x in parts.values():
         if tuple(x.shape[1:]) != model.data_shape:
             given = tuple(x.shape[1:])
