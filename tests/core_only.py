@@ -6,13 +6,28 @@ import sys
 import tempfile
 from pathlib import Path
 
-EXTRAS = ("click", "rich", "yaml", "sklearn", "scipy", "pythae", "diffusers", "jaxtyping", "beartype")
+EXTRAS = (
+    "click",
+    "rich",
+    "yaml",
+    "sklearn",
+    "scipy",
+    "pyarrow",
+    "PIL",
+    "pandas",
+    "polars",
+    "pythae",
+    "diffusers",
+    "jaxtyping",
+    "beartype",
+)
 
 
 def main() -> None:
     installed = [name for name in EXTRAS if importlib.util.find_spec(name)]
     assert not installed, f"this is no bare environment: it has {', '.join(installed)}"
 
+    import numpy as np
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -26,6 +41,10 @@ def main() -> None:
         getattr(vaentropy, name)
     for name in ("adapters", "cli", "runs", "studies", "progress"):
         importlib.import_module(f"vaentropy.{name}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "x.npy", np.arange(60.0).reshape(20, 3))
+        assert load(Path(folder) / "x.npy", scale="standard").data_shape == (3,)
 
     data = load("pca")
     torch.manual_seed(0)
@@ -51,7 +70,7 @@ def main() -> None:
     from vaentropy.studies import verify
 
     assert command(["--help"]) == 2
-    for missing in (lambda: load("digits"), verify):
+    for missing in (lambda: load("digits"), lambda: load("x.csv"), verify):
         try:
             missing()
         except MissingExtraError as error:

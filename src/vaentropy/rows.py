@@ -1,5 +1,8 @@
 """Data as a tensor of finite numbers: one row per data point."""
 
+from collections.abc import Sequence
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -8,17 +11,21 @@ import torch
 from vaentropy._typing import Tensor
 from vaentropy.errors import DataError
 
-__all__ = ["as_tensor", "require_finite", "rows_of"]
+__all__ = ["as_tensor", "frame_columns", "require_finite", "rows_of", "stack_columns"]
 
 
 def as_tensor(data: Any) -> Tensor:
     """Data as a tensor, detached, of their own dtype; arrays of any memory layout and byte order are taken.
 
+    Of a data frame of pandas or polars each column is a feature; missing values are NaN.
+
     Raises:
-        DataError: not an array of numbers.
+        DataError: not an array of numbers; the first column of a data frame that holds none is named.
     """
     if isinstance(data, Tensor):
         return data.detach()
+    if (columns := frame_columns(data)) is not None:
+        return stack_columns(columns, type(data).__name__)
     try:
         array = np.asarray(data)
         if array.dtype.kind not in "biuf":
@@ -45,6 +52,42 @@ def rows_of(batch: Any) -> Tensor:
             "to evaluate, pass bind=lambda batch: (model, x) to say which part of it is the data"
         )
     return batch
+
+
+def frame_columns(data: Any) -> list[tuple[str, Any]] | None:
+    """Names and columns of a data frame of pandas or polars, neither of which is imported; None for anything else."""
+    if hasattr(data, "iter_columns"):  # polars
+        return [(column.name, column) for column in data.iter_columns()]
+    if hasattr(data, "columns") and hasattr(data, "iloc"):  # pandas
+        return [(str(name), column) for name, column in data.items()]
+    return None
+
+
+def stack_columns(columns: Sequence[tuple[str, Any]], what: str) -> Tensor:
+    """Columns of a data frame as a tensor (N, columns) of their common dtype; missing values are NaN.
+
+    Args:
+        columns: names and columns.
+        what: names the data in errors.
+
+    Raises:
+        DataError: there are no columns, or one holds no numbers.
+    """
+    if not columns:
+        raise DataError(f"{what} without columns given as data, expected at least one")
+    return torch.from_numpy(np.stack([_numbers(column, name, what) for name, column in columns], axis=1))
+
+
+def _numbers(column: Any, name: str, what: str) -> np.ndarray:
+    array = column.to_numpy()
+    if array.dtype.kind == "O":  # as None among numbers makes it
+        missing = column.isna() if hasattr(column, "isna") else column.is_null()
+        values = [np.nan if gone else value for value, gone in zip(array, missing, strict=True)]
+        if all(isinstance(value, Real | Decimal) for value in values):
+            array = np.array(values, dtype=np.float64)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{what} given as data: column {name!r} is {column.dtype}, expected numbers; leave it out")
+    return array
 
 
 def require_finite(x: Tensor, what: str, *, first_row: int = 0, missing: bool = False) -> None:

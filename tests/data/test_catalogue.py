@@ -48,17 +48,17 @@ def rows(x):
 
 
 def test_names():
-    assert names() == ("digits", *SETS, "mnist", "fashion-mnist")
+    assert names() == ("digits", *SETS, "mnist", "fashion-mnist", "susy")
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("MNIST", "did you mean 'mnist'"), ("pca_ring", "did you mean 'pca-ring'"), ("iris.csv", "; expected digits")],
+    [("MNIST", "did you mean 'mnist'"), ("pca_ring", "did you mean 'pca-ring'"), ("iris.dat", "; expected digits")],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name, hint):
     with pytest.raises(UsageError, match=f"unknown data set '{name}'.*{hint}") as caught:
         load(name)
-    assert f"digits, {', '.join(SETS)}, mnist, fashion-mnist, or a path ending in .npy" in str(caught.value)
+    assert f"digits, {', '.join(SETS)}, mnist, fashion-mnist, susy, or a path ending in .npy" in str(caught.value)
 
 
 def test_an_integer_dtype_is_refused():
@@ -334,7 +334,7 @@ def test_nothing_is_unpickled(save, tmp_path):
     marker = tmp_path / "marker"
     refused(save(np.array([Exploit(str(marker)), 1], dtype=object), allow_pickle=True), "elements are object")
     (tmp_path / "y.npy").write_bytes(pickle.dumps(Exploit(str(marker))))
-    refused(tmp_path / "y.npy", "not a readable .npy file")
+    refused(tmp_path / "y.npy", "not readable as a .npy file")
     assert not marker.exists()
 
 
@@ -347,14 +347,14 @@ def test_damaged_files(save, tmp_path):
     path.write_bytes(whole + b"x")
     refused(path, "96 bytes, found 97")
     path.write_bytes(whole.replace(b"(4, 3)", b"(4e9,)"))
-    refused(path, "not a readable .npy file")
+    refused(path, "not readable as a .npy file")
     path.write_bytes(whole.replace(b"(4, 3), }      ", b"(4000000000000000000, 3), }")[: len(whole)])
-    refused(path, "not a readable .npy file|found")
+    refused(path, "not readable as a .npy file|found")
     path.write_bytes(whole.replace(b"(4, 3)", b"(-4,3)"))
     refused(path, r"shape is \(-4, 3\)")
     np.savez(tmp_path / "z.npz", x=np.zeros(3))
     (tmp_path / "z.npz").rename(tmp_path / "z.npy")
-    refused(tmp_path / "z.npy", "not a readable .npy file")
+    refused(tmp_path / "z.npy", "not readable as a .npy file")
 
 
 def test_a_lying_header_allocates_nothing(tmp_path):

@@ -57,7 +57,9 @@ def test_training_goes_back_with_a_lower_learning_rate_and_says_so(x, monkeypatc
     assert history["rollbacks"] == [0, 0, 1, 1, 1, 1]
     assert history["learning_rate"] == pytest.approx([5e-3, 5e-3, 5e-4, 5e-4, 5e-4, 5e-4])
     assert history["step"] == [4, 8, 12, 16, 20, 24]
-    assert "going back to the end of epoch 2, with learning rate 0.0005 instead of 0.005 (rollback 1 of 3)" in caplog.text
+    assert (
+        "going back to the end of epoch 2, with learning rate 0.0005 instead of 0.005 (rollback 1 of 3)" in caplog.text
+    )
     assert all(math.isfinite(value) for value in history["running_elbo"])
 
 
@@ -145,7 +147,14 @@ def test_early_stopping_ends_with_the_best_held_out_weights(tmp_path):
     fit(again, train, held_out=held_out, **options, patience=10, variances="learned", checkpoints=tmp_path)
     resumed = make()
     more = fit(
-        resumed, train, held_out=held_out, **options, patience=10, variances="learned", checkpoints=tmp_path, resume=True
+        resumed,
+        train,
+        held_out=held_out,
+        **options,
+        patience=10,
+        variances="learned",
+        checkpoints=tmp_path,
+        resume=True,
     )
     assert same(model, again) and same(model, resumed) and more.stopped == history.stopped
 
@@ -158,7 +167,7 @@ def test_patience_needs_held_out_data(x):
 def test_a_plateau_of_the_entropy_sum_ends_training(x):
     model = make()
     history = fit(model, x, epochs=400, schedule="constant", learning_rate=1e-2, plateau=0.05)
-    assert "the entropy sum rose by less than 0.05 nats in 10 epochs" == history.stopped
+    assert history.stopped == "the entropy sum rose by less than 0.05 nats in 10 epochs"
     sums = history["running_entropy_sum"]
     assert 20 <= len(history) < 400
     assert np.mean(sums[-10:]) - np.mean(sums[-20:-10]) < 0.05

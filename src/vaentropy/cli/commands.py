@@ -25,7 +25,13 @@ def vaentropy() -> None:
 @options.as_json
 @options.settings
 def train(
-    data: str | None, config: str | None, resume: str | None, out: str | None, overwrite: bool, as_json: bool, **given: Any
+    data: str | None,
+    config: str | None,
+    resume: str | None,
+    out: str | None,
+    overwrite: bool,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Train a VAE on DATA and print its ledger.
 

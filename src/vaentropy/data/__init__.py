@@ -1,9 +1,24 @@
 """Data sets: a catalogue by name, files, and synthetic sets whose truth is known."""
 
-from vaentropy.data.catalogue import load, names
-from vaentropy.data.source import Rows, Source
+from vaentropy.data.batches import Batches
+from vaentropy.data.catalogue import names
 from vaentropy.data.dataset import Dataset, split
 from vaentropy.data.idx import read_idx
+from vaentropy.data.loading import load
+from vaentropy.data.source import Rows, Source
 from vaentropy.data.synthetic import LinearGaussian, pca, pca_log_likelihood, pca_ring
 
-__all__ = ["Dataset", "LinearGaussian", "Rows", "Source", "load", "names", "pca", "pca_log_likelihood", "pca_ring", "read_idx", "split"]
+__all__ = [
+    "Batches",
+    "Dataset",
+    "LinearGaussian",
+    "Rows",
+    "Source",
+    "load",
+    "names",
+    "pca",
+    "pca_log_likelihood",
+    "pca_ring",
+    "read_idx",
+    "split",
+]

@@ -1,13 +1,116 @@
-"""placeholder until the real one is merged"""
+"""`Batches`: rows in an order that depends on a seed and the number of the epoch alone."""
+
 import math
+from collections.abc import Iterator
+from itertools import accumulate
+
 import torch
+from torch import Tensor
+
+from vaentropy.data.source import Source
+from vaentropy.errors import UsageError
+from vaentropy.seeding import generator_of
+
+__all__ = ["Batches"]
+
+BUFFER_BYTES = 64 * 2**20  # rows of a source that are shuffled together; a shard above that is taken whole
+
+
 class Batches:
-    def __init__(self, x, batch_size, seed):
-        self.x, self.batch_size, self.seed = x, batch_size, seed
-    def __len__(self):
-        return math.ceil(len(self.x) / self.batch_size)
-    def epoch(self, number, start=0):
-        g = torch.Generator().manual_seed((self.seed * 1000003 + number) % 2**63)
-        order = torch.randperm(len(self.x), generator=g).to(self.x.device)
-        for rows in order.tensor_split(len(self))[start:]:
-            yield self.x[rows]
+    """Shuffled batches of nearly equal size; every row is in one batch of each epoch.
+
+    The order is a function of the seed and the epoch: an interrupted epoch is taken up at any of its batches.
+
+    Rows of a tensor are shuffled as a whole. Those of a source are read shard by shard in a shuffled order; as many
+    shards as fill a buffer are shuffled together. So one buffer, and one shard more, are in memory at a time, beside
+    the batches that are held by who asked for them.
+
+    Args:
+        data: (N, *data_shape), or a source of such rows.
+        batch_size: rows per batch at most.
+        seed: of the order.
+
+    Raises:
+        UsageError: a batch size below 1, or no rows.
+    """
+
+    def __init__(self, data: Source | Tensor, batch_size: int, seed: int = 0):
+        if batch_size < 1:
+            raise UsageError(f"batch_size={batch_size} given, expected a whole number of at least 1")
+        if len(data) == 0:
+            raise UsageError("no rows given to make batches of, expected at least one")
+        self.data, self.seed = data, seed
+        self._num_batches = math.ceil(len(data) / batch_size)
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return self._num_batches
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Tensor]:
+        """The batches of an epoch, (B, *data_shape) each, from batch `start` on.
+
+        Raises:
+            UsageError: `start` is not between 0 and the number of batches.
+        """
+        if not 0 <= start <= len(self):
+            raise UsageError(f"start={start} given, expected a batch from 0 to {len(self)}")
+        if isinstance(self.data, Tensor):
+            return self._of_tensor(self.data, number, start)
+        return self._of_source(self.data, number, start)
+
+    def _bound(self, batch: int) -> int:
+        """Number of rows in the batches before this one; without remainders in a last, small batch."""
+        return batch * len(self.data) // len(self)
+
+    def _of_tensor(self, x: Tensor, number: int, start: int) -> Iterator[Tensor]:
+        order = torch.randperm(len(x), generator=generator_of(self.seed, "order", number), device="cpu").to(x.device)
+        for batch in range(start, len(self)):
+            yield x[order[self._bound(batch) : self._bound(batch + 1)]]
+
+    def _of_source(self, source: Source, number: int, start: int) -> Iterator[Tensor]:
+        windows = self._windows(source, number)
+        ends = list(accumulate(sum(source.shard_sizes[shard] for shard in window) for window in windows))
+        batch, rest = start, None  # rows that the next batch begins with, from windows before
+        for number_of_window, (window, end) in enumerate(zip(windows, ends, strict=True)):
+            first = 0 if number_of_window == 0 else ends[number_of_window - 1]
+            begun = self._bound(batch) if rest is None else first
+            if begun >= end or batch == len(self):
+                continue
+            rows = _read(source, window, generator_of(self.seed, "window", number, number_of_window))
+            while batch < len(self) and (bound := self._bound(batch + 1)) <= end:
+                piece = rows[begun - first : bound - first]
+                yield piece if rest is None else torch.cat([rest, piece])
+                batch, begun, rest = batch + 1, bound, None
+            if begun < end:
+                # A copy, so that this window can go before the next one comes.
+                piece = rows[begun - first :].clone()
+                rest = piece if rest is None else torch.cat([rest, piece])
+            del rows
+
+    def _windows(self, source: Source, number: int) -> list[list[int]]:
+        """Shards to shuffle together."""
+        row_bytes = math.prod(source.data_shape) * source.dtype.itemsize
+        generator = generator_of(self.seed, "shards", number)
+        windows, room = [], 0
+        for shard in torch.randperm(len(source.shard_sizes), generator=generator, device="cpu").tolist():
+            size = source.shard_sizes[shard] * row_bytes
+            if size > room or not windows:
+                windows.append([])
+                room = BUFFER_BYTES
+            windows[-1].append(shard)
+            room -= size
+        return windows
+
+
+def _read(source: Source, window: list[int], generator: torch.Generator) -> Tensor:
+    """The rows of some shards in random order."""
+    total = sum(source.shard_sizes[shard] for shard in window)
+    order = torch.randperm(total, generator=generator, device="cpu")
+    rows = torch.empty(total, *source.data_shape, dtype=source.dtype, device="cpu")
+    row = 0
+    for shard in window:
+        size = source.shard_sizes[shard]
+        if size:
+            rows[order[row : row + size]] = source.read(shard)
+        row += size
+    return rows

@@ -6,18 +6,18 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from vaentropy.data.source import Source
+from vaentropy.data.source import Source, column_name, rows_per_shard
 from vaentropy.errors import DataError, UsageError
 from vaentropy.moments import Moment
 
-__all__ = ["Scale", "Scaling", "Statistics"]
+__all__ = ["Scale", "Scaling", "Statistics", "Totals"]
 
 Scale = Literal["none", "standard", "min_max"]
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What one pass over a source tells of each feature, in float64; missing values (NaN) do not count.
+    """What one pass over rows tells of each feature, in float64; missing values (NaN) do not count.
 
     Attributes:
         count: values, data_shape.
@@ -38,25 +38,55 @@ class Statistics:
         Raises:
             DataError: a feature has no value at all, or there are no rows.
         """
-        total: Moment | None = None
-        low = torch.full(source.data_shape, torch.inf, dtype=torch.float64)
-        high = -low
+        total = Totals(source.data_shape)
         for shard in source:
-            x = shard.double()
-            seen = ~x.isnan()
-            part = Moment.of(x, seen)
-            total = part if total is None else total.merge(part)
-            low = torch.minimum(low, torch.where(seen, x, torch.inf).amin(0))
-            high = torch.maximum(high, torch.where(seen, x, -torch.inf).amax(0))
-        if total is None:
+            total.add(shard)
+        return total.read(source)
+
+
+class Totals:
+    """Statistics in the making.
+
+    Args:
+        data_shape: shape of one data point.
+    """
+
+    def __init__(self, data_shape: tuple[int, ...]):
+        self._piece = rows_per_shard(data_shape)
+        self._moment: Moment | None = None
+        self.minimum = torch.full(data_shape, torch.inf, dtype=torch.float64, device="cpu")
+        self.maximum = -self.minimum
+
+    def add(self, shard: Tensor) -> None:
+        """Take in rows (N, *data_shape)."""
+        for rows in shard.split(self._piece):  # in pieces, because half a dozen temporary copies are made of each
+            if len(rows):
+                self._add(rows.double())
+
+    def _add(self, x: Tensor) -> None:
+        missing = x.isnan()
+        if bool(missing.any()):
+            part = Moment.of(x, ~missing)
+            low, high = torch.where(missing, torch.inf, x).amin(0), torch.where(missing, -torch.inf, x).amax(0)
+        else:
+            part, low, high = Moment.of(x), x.amin(0), x.amax(0)
+        self._moment = part if self._moment is None else self._moment.merge(part)
+        self.minimum = torch.minimum(self.minimum, low.cpu())
+        self.maximum = torch.maximum(self.maximum, high.cpu())
+
+    def read(self, source: Source) -> Statistics:
+        """The statistics of all rows so far.
+
+        Raises:
+            DataError: naming the source: a feature has no value at all, or there are no rows.
+        """
+        moment = self._moment
+        if moment is None:
             raise DataError(f"{source.name}: got no rows, expected at least one")
-        if bool((total.weight == 0).any()):
-            column = (total.weight == 0).nonzero()[0].tolist()
-            raise DataError(
-                f"{source.name}: column {column[0] if len(column) == 1 else tuple(column)} (counted from 0) has no "
-                "value in any row to train on; leave it out with exclude"
-            )
-        return cls(total.weight, total.mean, total.variance, low, high)
+        if bool((moment.weight == 0).any()):
+            column = column_name(source, (moment.weight == 0).nonzero()[0].tolist())
+            raise DataError(f"{source.name}: {column} has no value in any row to train on; leave it out with exclude")
+        return Statistics(moment.weight, moment.mean, moment.variance, self.minimum, self.maximum)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +105,7 @@ class Scaling:
     @classmethod
     def by(cls, scale: float, *, dequantised: bool = False) -> "Scaling":
         """x = scale · y with one number for all features."""
-        one = torch.tensor(scale, dtype=torch.float64)
+        one = torch.tensor(scale, dtype=torch.float64, device="cpu")
         return cls(torch.zeros_like(one), one, dequantised)
 
     @classmethod
@@ -83,7 +113,8 @@ class Scaling:
         """Scaling of each feature by what the training part tells.
 
         Args:
-            kind: "none"; "standard", mean 0 and variance 1; "min_max", from 0 to 1. A constant feature keeps its scale.
+            kind: "none"; "standard", mean 0 and variance 1; "min_max", from 0 to 1. A constant feature is only
+                shifted to 0.
             statistics: of the training part; not needed for "none".
             dequantised: see `Scaling`.
 
@@ -99,17 +130,18 @@ class Scaling:
             shift, scale = statistics.mean, statistics.variance.sqrt()
         else:
             shift, scale = statistics.minimum, statistics.maximum - statistics.minimum
-        # Rounding leaves a constant feature a standard deviation of about 1e-16 of its values.
-        constant = statistics.maximum == statistics.minimum
+        # Rounding leaves a constant feature a standard deviation of about 1e-16 of its values; that of values below
+        # 1e-154 is too small for float64.
+        constant = (statistics.maximum == statistics.minimum) | (scale == 0)
         return cls(shift, torch.where(constant, 1.0, scale), dequantised)
 
     def apply(self, x: Tensor) -> Tensor:
         """y = (x - shift)/scale of x (N, *data_shape), in float64."""
-        return (x.double() - self.shift) / self.scale
+        return (x.double() - self.shift.to(x.device)).div_(self.scale.to(x.device))
 
     def undo(self, y: Tensor) -> Tensor:
         """x = shift + scale · y of y (N, *data_shape), in float64."""
-        return self.shift + self.scale * y.double()
+        return self.shift.to(y.device) + self.scale.to(y.device) * y.double()
 
     @property
     def log_jacobian(self) -> Tensor:

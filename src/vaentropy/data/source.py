@@ -1,5 +1,6 @@
 """`Source`: rows that are read piece by piece, from memory, files or a torch Dataset."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
@@ -8,11 +9,17 @@ import torch
 from torch import Tensor
 
 from vaentropy.errors import UsageError
+from vaentropy.seeding import SEED_RANGE
 
-__all__ = ["Mapped", "Part", "Rows", "Source", "resident"]
+__all__ = ["Mapped", "Part", "Rows", "Source", "column_name", "resident", "rows_per_shard", "shards_of_both"]
 
 SEED_STEP = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: neighbouring pieces get unrelated seeds
-SEED_RANGE = 2**63
+SHARD_VALUES = 2**20  # 8 MiB in float64: long enough for fast reading, short beside the buffers that hold several
+
+
+def rows_per_shard(data_shape: Sequence[int]) -> int:
+    """Rows of the shards of a source that can be cut anywhere. The split hangs on it: it must not change with a run."""
+    return max(1, SHARD_VALUES // max(1, math.prod(data_shape)))
 
 
 class Source(ABC):
@@ -24,15 +31,19 @@ class Source(ABC):
         name: how errors call it, such as the path of a file.
         data_shape: shape of one data point.
         shard_sizes: rows of each shard; some may be 0.
+        dtype: of what `read` returns.
+        columns: names of the features of a table, () where they have none.
     """
 
     name: str
     data_shape: tuple[int, ...]
     shard_sizes: Sequence[int]
+    dtype: torch.dtype
+    columns: Sequence[str] = ()
 
     @abstractmethod
     def read(self, shard: int) -> Tensor:
-        """Rows of one shard, (shard_sizes[shard], *data_shape), of any numeric dtype; the same at each call.
+        """Rows of one shard, (shard_sizes[shard], *data_shape), of the source's dtype; the same at each call.
 
         Raises:
             DataError: the shard cannot be read; file, row and column are named.
@@ -44,10 +55,9 @@ class Source(ABC):
     def __iter__(self) -> Iterator[Tensor]:
         return (self.read(shard) for shard, size in enumerate(self.shard_sizes) if size)
 
-    @property
-    def first_rows(self) -> list[int]:
-        """Number of the first row of each shard."""
-        return [0, *accumulate(self.shard_sizes)][:-1]
+    def place(self, shard: int) -> tuple[str, int]:
+        """Where errors say that a shard lies: what it is part of, and the number of its first row there."""
+        return self.name, sum(self.shard_sizes[:shard])
 
 
 class Rows(Source):
@@ -57,10 +67,11 @@ class Rows(Source):
         x: (N, *data_shape).
         name: how errors call it.
         shard_size: rows per shard; None makes one shard of all.
+        columns: names of the features.
     """
 
-    def __init__(self, x: Tensor, name: str = "the data", shard_size: int | None = None):
-        self.x, self.name, self.data_shape = x, name, tuple(x.shape[1:])
+    def __init__(self, x: Tensor, name: str = "the data", shard_size: int | None = None, columns: Sequence[str] = ()):
+        self.name, self.data_shape, self.dtype, self.columns = name, tuple(x.shape[1:]), x.dtype, columns
         self._shards = x.split(shard_size or max(1, len(x)))
         self.shard_sizes = [len(shard) for shard in self._shards]
 
@@ -75,15 +86,21 @@ class Mapped(Source):
     Args:
         source: where the rows come from.
         function: (rows, number of the shard) to as many rows of the same shape; equal arguments give equal results.
+        dtype: of what the function returns; None if it keeps that of the source.
     """
 
-    def __init__(self, source: Source, function: Callable[[Tensor, int], Tensor]):
-        self.source, self.function = source, function
+    def __init__(self, source: Source, function: Callable[[Tensor, int], Tensor], dtype: torch.dtype | None = None):
+        self.source, self.function, self.dtype = source, function, dtype or source.dtype
         self.name, self.data_shape, self.shard_sizes = source.name, source.data_shape, source.shard_sizes
+        self.columns = source.columns
 
     def read(self, shard: int) -> Tensor:
         """The function of the source's rows."""
         return self.function(self.source.read(shard), shard)
+
+    def place(self, shard: int) -> tuple[str, int]:
+        """Where the source's shard lies."""
+        return self.source.place(shard)
 
 
 class Part(Source):
@@ -110,6 +127,7 @@ class Part(Source):
             raise UsageError(f"held_out={fraction!r} of {total} rows leaves none to train on; pass more rows, or 0")
         self.source, self.seed, self.held_out = source, seed, held_out
         self.name, self.data_shape = source.name, source.data_shape
+        self.dtype, self.columns = source.dtype, source.columns
         # Rounded over all shards together: each on its own would hold out too many of short ones.
         ends = [round(count * end / total) for end in accumulate(source.shard_sizes)]
         self._counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
@@ -124,17 +142,45 @@ class Part(Source):
         order = torch.randperm(size, generator=generator, device="cpu")
         return (order[:count] if self.held_out else order[count:]).sort().values
 
-    def read(self, shard: int) -> Tensor:
-        """A copy of this part's rows."""
-        x = self.source.read(shard)
+    def choose(self, x: Tensor, shard: int) -> Tensor:
+        """This part's rows of `x`, the source's shard or as many rows that go with it; a copy."""
         return x[self.rows(shard).to(x.device)]
 
+    def read(self, shard: int) -> Tensor:
+        """A copy of this part's rows."""
+        return self.choose(self.source.read(shard), shard)
 
-def resident(source: Source, dtype: torch.dtype) -> Tensor:
-    """All rows in memory, (N, *data_shape), without a second copy of them on the way."""
-    x = torch.empty(len(source), *source.data_shape, dtype=dtype)
-    row = 0
-    for shard in source:
-        x[row : row + len(shard)] = shard
-        row += len(shard)
-    return x
+
+def shards_of_both(train: Source, held_out: Source) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+    """The shards of a training and a held-out part; those of two parts of one source are read once for both."""
+    if isinstance(train, Part) and isinstance(held_out, Part) and train.source is held_out.source:
+        for shard, size in enumerate(train.source.shard_sizes):
+            if size:
+                x = train.source.read(shard)
+                yield train.choose(x, shard), held_out.choose(x, shard)
+        return
+    for x in train:
+        yield x, None
+    for x in held_out:
+        yield None, x
+
+
+def resident(train: Source, held_out: Source) -> tuple[Tensor, Tensor]:
+    """All rows of both in memory, each (N, *data_shape) of its dtype, without a second copy of them on the way."""
+    parts = tuple(
+        torch.empty(len(part), *part.data_shape, dtype=part.dtype, device="cpu") for part in (train, held_out)
+    )
+    filled = [0, 0]
+    for shards in shards_of_both(train, held_out):
+        for which, shard in enumerate(shards):
+            if shard is not None:
+                parts[which][filled[which] : filled[which] + len(shard)] = shard
+                filled[which] += len(shard)
+    return parts[0], parts[1]
+
+
+def column_name(source: Source, index: Sequence[int]) -> str:
+    """A feature as errors call it: "column 'age'", or "column 3 (counted from 0)" where it has no name."""
+    if len(index) == 1 and source.columns:
+        return f"column {source.columns[index[0]]!r}"
+    return f"column {index[0] if len(index) == 1 else tuple(index)} (counted from 0)"

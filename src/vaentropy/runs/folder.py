@@ -118,7 +118,9 @@ class RunFolder:
         except Timeout:
             raise UsageError(f"{self} is in use by another process; wait for it, or name another folder") from None
         except OSError as error:
-            raise UsageError(f"{self} cannot be written to: {error.strerror}; name another folder with --out") from error
+            raise UsageError(
+                f"{self} cannot be written to: {error.strerror}; name another folder with --out"
+            ) from error
         with lock:
             yield
 
@@ -232,7 +234,9 @@ class RunFolder:
             if not shape or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
                 raise ValueError(shape)
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{self.path / 'manifest.json'} is not the manifest of a run: no data_shape in it") from error
+            raise DataError(
+                f"{self.path / 'manifest.json'} is not the manifest of a run: no data_shape in it"
+            ) from error
         return shape
 
     def scaling(self) -> Scaling:

@@ -151,9 +151,7 @@ def _train(
     return _finish(folder, config, data, model, history, time.perf_counter() - start)
 
 
-def _finish(
-    folder: RunFolder, config: RunConfig, data: Dataset, model: VAE, history: History, seconds: float
-) -> Run:
+def _finish(folder: RunFolder, config: RunConfig, data: Dataset, model: VAE, history: History, seconds: float) -> Run:
     evaluations = {name: value for name, value in history.to_dict().items() if name != "rows"}
     folder.write_json("evaluation.json", evaluations)
     folder.write_json("manifest.json", _manifest(model, data, "finished"))

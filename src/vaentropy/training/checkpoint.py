@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vaentropy.errors import DataError, UsageError
-from vaentropy.files import append_line, flush_to_disk, read_tensors, read_text, to_json, write_text, write_tensors
+from vaentropy.files import append_line, flush_to_disk, read_tensors, read_text, to_json, write_tensors, write_text
 from vaentropy.training.history import Row
 from vaentropy.training.state import Snapshot
 

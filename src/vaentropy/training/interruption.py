@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Interruption", "Interrupted", "interruption"]
+__all__ = ["Interrupted", "Interruption", "interruption"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

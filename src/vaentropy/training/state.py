@@ -102,7 +102,9 @@ class TrainingState:
             num_points = numbers["num_points"]
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())
-            raise DataError(f"{where} does not fit this model ({reason}); go on with the model it was made of") from error
+            raise DataError(
+                f"{where} does not fit this model ({reason}); go on with the model it was made of"
+            ) from error
         total = tensors.get("sums")
         device = next(self.model.parameters()).device
         self.sums = RunningSums(None if total is None else total.to(device, copy=True), num_points)

@@ -1,0 +1,106 @@
+"""From rows as stored to rows as the model sees them: checks, uniform noise, scaling. All of it happens on reading."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vaentropy.data.scaling import Scaling
+from vaentropy.data.source import Mapped, Source, column_name
+from vaentropy.errors import DataError
+from vaentropy.seeding import generator_of
+
+__all__ = ["Missing", "checked", "dequantised", "largest", "scaled"]
+
+Missing = Literal["error", "ignore"]
+
+
+def largest(dtype: torch.dtype) -> float:
+    """The largest value that a dtype can hold."""
+    if dtype.is_floating_point:
+        return torch.finfo(dtype).max
+    return 1.0 if dtype == torch.bool else float(torch.iinfo(dtype).max)
+
+
+def checked(source: Source, missing: Missing, *, whole: bool = False) -> Source:
+    """The same rows, refused where a value cannot be used.
+
+    Args:
+        source: rows as stored.
+        missing: "ignore" lets NaN pass, which marks a missing value.
+        whole: only whole numbers are accepted.
+
+    Reading raises:
+        DataError: file, row and column are named.
+    """
+    if not source.dtype.is_floating_point:
+        return source
+
+    def check(x: Tensor, shard: int) -> Tensor:
+        bad = x.isinf() if missing == "ignore" else ~x.isfinite()
+        if bool(bad.any()):
+            raise _not_finite(source, shard, x, bad)
+        if whole and bool((bad := (x != x.floor()) & ~x.isnan()).any()):
+            where, value = _first(source, shard, x, bad)
+            how = "noise is added to counts and pixel values only; do without dequantise"
+            raise DataError(f"{where} is {value}, expected whole numbers: {how}")
+        return x
+
+    return Mapped(source, check)
+
+
+def dequantised(source: Source, seed: int, part: int) -> Source:
+    """Whole numbers with uniform noise of [0, 1), in float64; the noise is the same whenever a shard is read.
+
+    Args:
+        source: whole numbers.
+        seed: of the noise.
+        part: tells sources apart that have the same seed.
+
+    Source: Theis, van den Oord & Bethge, "A note on the evaluation of generative models", arXiv:1511.01844.
+    """
+
+    def add_noise(x: Tensor, shard: int) -> Tensor:
+        generator = generator_of(seed, "dequantise", part, shard)
+        noise = torch.rand(x.shape, generator=generator, dtype=torch.float64, device="cpu")
+        return noise.add_(x)
+
+    return Mapped(source, add_noise, torch.float64)
+
+
+def scaled(source: Source, scaling: Scaling, dtype: torch.dtype) -> Source:
+    """Rows as the model sees them: scaled in float64, then rounded to `dtype`.
+
+    Reading raises:
+        DataError: a value is too large for the dtype; file, row and column are named.
+    """
+
+    def scale(x: Tensor, shard: int) -> Tensor:
+        y = x.to(dtype) if scaling.trivial else scaling.apply(x).to(dtype)
+        if bool((bad := y.isinf()).any()):
+            where, value = _first(source, shard, x, bad)
+            name = str(dtype).removeprefix("torch.")
+            how = "pass dtype=torch.float64 or another scale, or correct it"
+            raise DataError(f"{where} is inf in {name} ({value} as stored), expected a finite value; {how}")
+        return y
+
+    if scaling.trivial and source.dtype == dtype:
+        return source
+    return Mapped(source, scale, dtype)
+
+
+def _first(source: Source, shard: int, x: Tensor, bad: Tensor) -> tuple[str, float]:
+    """Place and value of the first offender."""
+    row, *column = bad.nonzero()[0].tolist()
+    name, first = source.place(shard)
+    where = column_name(source, column)
+    # "counted from 0" once, at the end, where the column is a number too.
+    place = f"row {first + row} (counted from 0), {where}" if "counted" not in where else f"row {first + row}, {where}"
+    return f"{name}: {place}", float(x[(row, *column)])
+
+
+def _not_finite(source: Source, shard: int, x: Tensor, bad: Tensor) -> DataError:
+    where, value = _first(source, shard, x, bad)
+    dtype = str(x.dtype).removeprefix("torch.")
+    how = "impute it or drop the row" + (", or pass missing='ignore'" if value != value else "")
+    return DataError(f"{where} is {value} in {dtype}, expected a finite value; {how}")
