@@ -8,7 +8,9 @@ import torch
 from vaentropy._typing import Tensor
 from vaentropy.errors import DataError
 
-__all__ = ["as_tensor", "require_finite"]
+__all__ = ["as_tensor", "fill_missing", "require_finite"]
+
+REMEDY = "drop or impute it"
 
 
 def as_tensor(data: Any) -> Tensor:
@@ -29,13 +31,22 @@ def as_tensor(data: Any) -> Tensor:
         raise DataError(f"{type(data).__name__} given as data ({error}), expected an array of numbers") from error
 
 
-def require_finite(x: Tensor, what: str, *, first_row: int = 0) -> None:
+def fill_missing(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """`x` with 0 in the place of NaN, and which entries are observed, bool of the shape of `x`; None where all are."""
+    missing = x.isnan() if x.is_floating_point() else None
+    if missing is None or not bool(missing.any()):
+        return x, None
+    return x.masked_fill(missing, 0.0), ~missing
+
+
+def require_finite(x: Tensor, what: str, *, first_row: int = 0, remedy: str = REMEDY) -> None:
     """Refuse NaN and infinite numbers.
 
     Args:
         x: (N, ...).
         what: names the data in the message.
         first_row: number of the first row of `x` in all of the data.
+        remedy: what the message tells to do.
 
     Raises:
         DataError: naming row and column of the first offender.
@@ -46,4 +57,4 @@ def require_finite(x: Tensor, what: str, *, first_row: int = 0) -> None:
     value = float(x[(row, *column)])
     place = f"row {first_row + row}, column {column[0] if len(column) == 1 else tuple(column)} (counted from 0)"
     dtype = str(x.dtype).removeprefix("torch.")
-    raise DataError(f"{what}: {place} is {value} in {dtype}, expected a finite value; drop or impute it")
+    raise DataError(f"{what}: {place} is {value} in {dtype}, expected a finite value; {remedy}")
