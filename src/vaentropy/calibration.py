@@ -96,7 +96,8 @@ def fold(calibrated: Rescaled) -> VAE:
     """A copy of the `VAE` inside a calibrated model that has the optimal variances in its own parameters.
 
     Its prior is the standard normal one: prior variances go into posterior heads and latent layer (`VAE.fold_prior`),
-    which leaves the ELBO as it is.
+    which leaves the ELBO as it is. Where σ²(z) comes from a convolution, the bias of a channel takes the mean of its
+    pixels' factors: the optimum if no pixel misses more values than another.
 
     Raises:
         UsageError: the model inside is no `VAE`, or its σ² is fixed.

@@ -45,6 +45,15 @@ def _rows_of(batch: Any) -> Tensor:
     return batch
 
 
+def _check_options(batch_size: int, mode: str, missing: str) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise UsageError(f"batch_size={batch_size!r} given, expected a whole number of at least 1")
+    if mode not in ("eval", "train"):
+        raise UsageError(f"mode={mode!r} given, expected 'eval' or 'train'")
+    if missing not in get_args(Missing):
+        raise UsageError(f"missing={missing!r} given, expected 'error' or 'ignore'")
+
+
 def _check_weights(sample_weight: Tensor | np.ndarray | Sequence[float] | None) -> Tensor | None:
     if sample_weight is None:
         return None
@@ -151,12 +160,7 @@ def evaluate(
         UnsupportedError: values are missing and the likelihood does not factorise over the features.
         UsageError: an argument has a wrong value, or the expectation does not fit the posterior.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise UsageError(f"batch_size={batch_size!r} given, expected a whole number of at least 1")
-    if mode not in ("eval", "train"):
-        raise UsageError(f"mode={mode!r} given, expected 'eval' or 'train'")
-    if missing not in get_args(Missing):
-        raise UsageError(f"missing={missing!r} given, expected 'error' or 'ignore'")
+    _check_options(batch_size, mode, missing)
     log_jacobian = _check_log_jacobian(log_jacobian)
     weights = _check_weights(sample_weight)
     device, dtype = placement(model)
