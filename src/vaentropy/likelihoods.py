@@ -268,7 +268,9 @@ class GaussianHead(Head):
             variance = log_variance.exp()
             pooled = torch.mean if log_variance.ndim == 0 else lambda each: each
             optimum = self._mean(squared_error, observed, w, pooled, variance)
-            log_variance.copy_((variance + step * (optimum - variance)).clamp(min=self.likelihood.floor).log())
+            moved = (variance + step * (optimum - variance)).clamp(min=self.likelihood.floor).log()
+            # Through exp and log, σ² of a feature without observed values would drift by rounding errors.
+            log_variance.copy_(moved if observed is None else torch.where(optimum == variance, log_variance, moved))
 
     @staticmethod
     def _mean(
