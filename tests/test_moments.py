@@ -189,3 +189,36 @@ def test_named_moments_merge_by_name():
     assert torch.equal(merge(parts[:1])["a"].mean, parts[0]["a"].mean)
     with pytest.raises(ValueError, match=r"different terms.*'b'"):
         merge([parts[0], {"a": parts[1]["a"]}])
+
+
+@given(sample=samples(min_size=2), slope=st.floats(-3, 3), shift=st.floats(-3, 3))
+def test_an_affine_map_of_the_values(sample, slope, shift):
+    x, w, noise = sample
+    slope, shift = torch.tensor([slope, 1.5], dtype=F64), torch.tensor([shift, -1.0], dtype=F64)
+    found = Moment.of(x, w, noise).affine(slope, shift)
+    expected = Moment.of(slope * x + shift, w, None if noise is None else slope**2 * noise)
+    every = expand(w, x)
+    # A rounding error of a value grows by the slope, and the shift may cancel it.
+    scale = absolute_terms(torch.where(every == 0, 0.0, 4 * x.abs() + 4), every)
+    empty = every.sum(0) == 0
+    for name in ("weight", "weight_squared", "mean", "spread", "lean", "spread_squared"):
+        one, two = (torch.where(empty, 0.0, getattr(m, name)) for m in (found, expected))
+        assert close(one, two, 10 * scale[name] + 1), name
+    assert (found.noise is None) == (noise is None)
+    assert found.noise is None or close(found.noise, expected.noise, 1e6 + expected.noise)
+
+
+@given(sample=samples(min_size=2), data=st.data())
+def test_missing_values_count_as_zeros(sample, data):
+    x, _, noise = sample
+    x = x.nan_to_num(0.0)
+    noise = None if noise is None else noise.nan_to_num(0.0)
+    w = torch.tensor(data.draw(st.lists(st.floats(0.1, 10), min_size=len(x), max_size=len(x))), dtype=F64)
+    observed = torch.tensor(data.draw(st.lists(st.booleans(), min_size=x.numel(), max_size=x.numel()))).reshape(x.shape)
+    found = Moment.of(x, w[:, None] * observed, noise).with_zeros(Moment.of(torch.ones(len(x)), w))
+    zeros = None if noise is None else torch.where(observed, noise, 0.0)
+    expected = Moment.of(torch.where(observed, x, 0.0), w, zeros)
+    scale = absolute_terms(torch.where(observed, x, 0.0), expand(w, x))
+    for name in ("weight", "weight_squared", "mean", "spread", "lean", "spread_squared"):
+        assert close(getattr(found, name), getattr(expected, name), 10 * scale[name]), name
+    assert found.noise is None or close(found.noise, expected.noise, 1e6)

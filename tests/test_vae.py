@@ -16,9 +16,10 @@ from vaentropy.expectation import Antithetic, Frozen, GaussHermite, MonteCarlo
 from vaentropy.likelihoods import Bernoulli, Gaussian, Poisson
 from vaentropy.model import LatentVariableModel
 from vaentropy.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from vaentropy.training.step import training_step
 from vaentropy.vae import VAE, LearnedNormal, StandardNormal, vae0, vae1, vae2, vae3
 
-from .models import F64, close, draws, magnitude, nodes_of, reference
+from .models import F64, as_torch, base_of, close, draws, magnitude, nodes_of, reference
 
 D, H = 5, 2
 
@@ -495,6 +496,141 @@ def test_analytic_variances_stop_at_the_floor():
         found = model.head.log_variance.detach().exp()
         assert close(found, torch.full_like(found, 0.05))
         assert bool(torch.isfinite(terms.elbo).all()) and model.head.at_floor(torch.zeros(4, 6, dtype=F64)) == 1
+
+
+# --- The fast path where values are missing --------------------------------------------------------------------------
+
+
+def holes(x, probability=0.4):
+    """Which entries are observed: the first feature nowhere, the last everywhere."""
+    observed = torch.rand(x.shape, generator=torch.Generator().manual_seed(5)) > probability
+    observed.flatten(1)[:, 0], observed.flatten(1)[:, -1] = False, True
+    return observed
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("expectation", [MonteCarlo(3), GaussHermite(3), Frozen(0, 1)], ids=repr)
+def test_the_fast_path_sums_over_observed_values(name, expectation):
+    model, x = build(name)
+    observed = holes(x)
+    x = torch.where(observed, x, 0.0)
+    nodes = nodes_of(expectation, len(x), (H,))
+    terms = model.elbo_terms(x, nodes.noise, nodes.weights, observed=observed)
+    log_prob, entropy = torch.zeros(len(x), dtype=F64), torch.zeros(len(x), dtype=F64)
+    for weight, z in zip(nodes.weights, draws(model.posterior(x), nodes.noise), strict=True):
+        p = base_of(as_torch(model.likelihood(z)))
+        each = p.log_prob(x)
+        if isinstance(p, torch.distributions.Poisson):
+            pseudo = p.rate - torch.special.xlogy(p.rate, p.rate) + torch.lgamma(x + 1)
+        else:
+            pseudo = p.entropy().expand(x.shape)
+        for n in range(len(x)):
+            log_prob[n] += weight * each[n][observed[n]].sum().detach()
+            entropy[n] += weight * pseudo[n][observed[n]].sum().detach()
+    scale = float((log_prob.abs() + entropy.abs()).max()) + 10 * math.prod(model.data_shape)
+    assert close(terms.reconstruction.detach(), log_prob, scale)
+    assert close(terms.decoder_entropy.detach(), entropy, scale)
+    whole = model.elbo_terms(x, nodes.noise, nodes.weights)
+    assert torch.equal(terms.kl, whole.kl)
+    # What stands where a value is missing is of no account to the likelihood.
+    features = model.decoder_features(torch.zeros(len(x), H, dtype=F64))
+    one, other = (
+        model.head.log_prob_and_entropy(torch.where(observed, x, filled), features, observed=observed)
+        for filled in (0.0, 1.0)
+    )
+    assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+    every = model.elbo_terms(x, nodes.noise, nodes.weights, observed=torch.ones_like(observed))
+    assert torch.equal(every.reconstruction, whole.reconstruction)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_evaluate_gives_the_fast_paths_numbers_of_observed_values(name):
+    model, x = build(name)
+    observed, expectation = holes(x), Antithetic(4)
+    e = evaluate(model, torch.where(observed, x, math.nan), expectation=expectation, missing="ignore")
+    noise = nodes_of(expectation, len(x), (H,)).noise
+    terms = model.elbo_terms(torch.where(observed, x, 0.0), noise, observed=observed)
+    scale = abs(e.reconstruction) + abs(e.kl) + abs(e.entropies.decoder) + 1
+    assert close(e.elbo, terms.elbo.mean().detach(), scale)
+    assert close(e.entropy_sum, terms.entropy_sum.mean().detach(), scale)
+
+
+@pytest.mark.parametrize("name", ANALYTIC)
+@pytest.mark.parametrize("expectation", [MonteCarlo(3), GaussHermite(3)], ids=repr)
+def test_analytic_variances_are_optimal_for_observed_values(name, expectation):
+    # At the optimum of these observed values the ELBO is stationary in every variance parameter.
+    model, x = build(name, rows=9)
+    observed = holes(x)
+    x = torch.where(observed, x, 0.0)
+    nodes = nodes_of(expectation, 9, (H,))
+    weights = nodes.weights if isinstance(expectation, GaussHermite) else None
+    (parameter,) = model.head.variance_parameters()
+    before = parameter.detach().clone()
+    _, errors, variances, _ = optimal_parts(model, x, nodes.noise, nodes.weights)
+    model.elbo_terms(x, nodes.noise, weights, observed=observed, adapt=1.0)
+    terms = model.elbo_terms(x, nodes.noise, weights, observed=observed)
+    gradients = torch.autograd.grad(terms.elbo.mean(), model.variance_parameters())
+    scale = float(terms.reconstruction.detach().abs().mean()) + 10
+    assert all(close(gradient, torch.zeros_like(gradient), scale) for gradient in gradients)
+    # And by loops over features, where each has a parameter of its own; the first is never observed and stays.
+    if parameter.numel() == math.prod(model.data_shape):
+        old, new = before.flatten(), parameter.detach().flatten()
+        assert new[0] == old[0]
+        relative = errors / variances
+        for d in range(1, len(new)):
+            seen = observed.flatten(1)[:, d]
+            if not bool(seen.any()):
+                assert new[d] == old[d]
+                continue
+            ratio = torch.einsum("k,kn->n", nodes.weights, relative.flatten(2)[:, seen, d]).mean().detach()
+            assert close((new[d] - old[d]).exp(), ratio, 10.0)
+
+
+@pytest.mark.parametrize("name", ["VAE-1", "VAE-3", "per feature"])
+def test_without_observed_values_the_variances_stay(name):
+    model, x = build(name)
+    before = copy.deepcopy(model.state_dict())
+    terms = model.elbo_terms(
+        x, torch.zeros(1, len(x), H, dtype=F64), observed=torch.zeros_like(x, dtype=torch.bool), adapt=1.0
+    )
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert torch.equal(terms.reconstruction, torch.zeros(len(x), dtype=F64))
+
+
+def test_the_mean_over_observed_values_moves_by_the_rate():
+    model, x = build("VAE-2")
+    observed = holes(x)
+    nodes = nodes_of(GaussHermite(3), len(x), (H,))
+    _, errors, _, _ = optimal_parts(model, x, nodes.noise, nodes.weights)
+    optimum = torch.einsum("k,kn->n", nodes.weights, errors[:, observed]).mean().detach()
+    before = model.head.log_variance.detach().exp()
+    model.elbo_terms(x, nodes.noise, nodes.weights, observed=observed, adapt=0.25)
+    assert close(model.head.log_variance.detach().exp(), 0.75 * before + 0.25 * optimum, 10.0)
+
+
+@pytest.mark.parametrize("adapt", [0.0, 0.5])
+def test_a_training_step_learns_from_observed_values(adapt):
+    (model, x), (other, _) = build("VAE-3"), build("VAE-3")
+    observed = holes(x)
+    nodes = nodes_of(MonteCarlo(2), len(x), (H,))
+    for m, target in ((model, x), (other, torch.where(observed, x, 0.0))):
+        # The encoder would see what stands in the place of a missing value.
+        m.encoder = nn.Sequential(_Zeros(observed), m.encoder)
+        optimizer = torch.optim.SGD(m.parameters(), 0.1)
+        terms = training_step(m, target, nodes, optimizer, observed=observed, adapt=adapt)
+        assert terms.reconstruction.requires_grad
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    before = build("VAE-3")[0].parameters()
+    assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+
+
+class _Zeros(nn.Module):
+    def __init__(self, observed):
+        super().__init__()
+        self.observed = observed
+
+    def forward(self, x):
+        return torch.where(self.observed, x, 0.0)
 
 
 # --- What a user does -------------------------------------------------------------------------------------------------

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-__all__ = ["Float", "Num", "Tensor"]
+__all__ = ["Bool", "Float", "Num", "Tensor"]
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Num
+    from jaxtyping import Bool, Float, Num
 else:
     try:
-        from jaxtyping import Float, Num
+        from jaxtyping import Bool, Float, Num
     except ImportError:
 
         class Float:
             def __class_getitem__(cls, item):
                 return item[0]
 
-        Num = Float
+        Bool = Num = Float

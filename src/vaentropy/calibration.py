@@ -12,6 +12,7 @@ from vaentropy.evaluation import evaluate
 from vaentropy.model import LatentVariableModel, Rescaled, placement
 from vaentropy.results import Evaluation
 from vaentropy.vae import VAE
+from vaentropy.variances import ratios_of_features
 
 __all__ = ["calibrate", "fold", "optimal_factors"]
 
@@ -37,15 +38,15 @@ def optimal_factors(
 
     Returns:
         Factor on σ², shape () or data_shape; factor on α², latent_shape. float64; None where the distribution is not
-        normal (for α², also where it was not asked for).
-
+        normal (for α², also where it was not asked for). Of a feature that is never observed the factor is 1.
     """
-    ratios = {name: moment.mean for name, moment in evaluation.moments.items() if name.endswith("_ratios")}
-    variance_factor = ratios.get("decoder_ratios")
-    each = evaluation.variance_kind != "shared" if per_feature is None else per_feature
-    if variance_factor is not None and not each:
-        variance_factor = variance_factor.mean()
-    return variance_factor, ratios.get("prior_ratios") if prior else None
+    moments, variance_factor = evaluation.moments, None
+    if evaluation.variance_ratio is not None:
+        each = evaluation.variance_kind != "shared" if per_feature is None else per_feature
+        shared = torch.tensor(evaluation.variance_ratio, dtype=torch.float64)
+        variance_factor = ratios_of_features(moments) if each else shared
+    prior_factor = moments["prior_ratios"].mean if prior and "prior_ratios" in moments else None
+    return variance_factor, prior_factor
 
 
 def calibrate(
@@ -66,7 +67,8 @@ def calibrate(
         data: as for `evaluate`.
         per_feature: a factor on σ² for each feature, or one for all; None keeps the form that σ² has.
         prior: also set the prior's variances; `fold` puts all of it into the parameters of a copy of a `VAE`.
-        **evaluate_options: as for `evaluate`, but for `bind`, whose models have no common variance to set.
+        **evaluate_options: as for `evaluate` (`missing="ignore"` takes each optimum over the observed values), but for
+            `bind`, whose models have no common variance to set.
 
     Raises:
         UsageError: neither likelihood nor prior is normal with independent elements, so that nothing can be set.
@@ -94,7 +96,8 @@ def fold(calibrated: Rescaled) -> VAE:
     """A copy of the `VAE` inside a calibrated model that has the optimal variances in its own parameters.
 
     Its prior is the standard normal one: prior variances go into posterior heads and latent layer (`VAE.fold_prior`),
-    which leaves the ELBO as it is.
+    which leaves the ELBO as it is. Where σ²(z) comes from a convolution, the bias of a channel takes the mean of its
+    pixels' factors: the optimum if no pixel misses more values than another.
 
     Raises:
         UsageError: the model inside is no `VAE`, or its σ² is fixed.

@@ -16,6 +16,7 @@ __all__ = ["DTYPES", "FAMILIES", "NETWORKS", "RunConfig", "nearest"]
 FAMILIES = ("vae0", "vae1", "vae2", "vae3")
 NETWORKS = ("mlp", "conv")
 DTYPES = ("float32", "float64")
+COUNTS = ("threads", "latent_dim", "num_samples", "evaluation_samples", "checkpoint_every", "keep_checkpoints")
 EXPECTED = {
     str: "text",
     str | None: "text or nothing",
@@ -50,9 +51,7 @@ class RunConfig:
     image_size: int | None = _setting(None, "Resize images to so many pixels.")
     crop: int | None = _setting(None, "First cut so many pixels out of the middle of images (CelebA: 148, size 64).")
     held_out: float | None = _setting(None, "Fraction held out; default: the data set's own split.")
-    scale: str | None = _setting(
-        None, "none, standard or min_max, fitted on training data; default: the data set's own."
-    )
+    scale: str | None = _setting(None, "none, standard or min_max, of training data; default: the data set's own.")
     dequantise: bool = _setting(False, "Add uniform noise to whole numbers, so that bits per dimension compare.")
     missing: str = _setting("error", "ignore takes NaN and empty fields for missing values; error refuses them.")
     stream: bool | None = _setting(None, "Read data piece by piece; default: where they are large.")
@@ -89,14 +88,7 @@ class RunConfig:
             value = getattr(self, name)
             if value not in allowed:
                 raise UsageError(f"{name}={value!r} given, expected one of {', '.join(allowed)}{_hint(value, allowed)}")
-        for name in (
-            "threads",
-            "latent_dim",
-            "num_samples",
-            "evaluation_samples",
-            "checkpoint_every",
-            "keep_checkpoints",
-        ):
+        for name in COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value} given, expected a whole number of at least 1")

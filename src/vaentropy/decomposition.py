@@ -2,12 +2,14 @@
 
     ELBO = encoder entropy - prior entropy - decoder entropy + log base measure + prior gap + decoder gap
 
+Where values are missing, the decoder's terms are sums over the observed features.
+
 Every term is named once, here; sums, errors and read-outs further up go by these names.
 """
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.distributions import (
@@ -27,9 +29,10 @@ from vaentropy.distributions import (
     full_parameters,
     normal_cross_log_prob,
     normal_entropy,
+    to_float64,
 )
 from vaentropy.entropy import FactorTerms, factor_terms
-from vaentropy.errors import DataError, ModelError, UsageError
+from vaentropy.errors import DataError, ModelError, UnsupportedError, UsageError
 from vaentropy.expectation import Expectation
 from vaentropy.model import LatentVariableModel
 
@@ -37,6 +40,8 @@ __all__ = ["FEATURE_TERMS", "Decomposition", "PointTerm", "decompose"]
 
 # Terms with one entry per feature; all others are one number or one per latent.
 FEATURE_TERMS = ("decoder_residuals", "decoder_ratios", "squared_error", "log_variance")
+# Those of them that a missing value does not have.
+OBSERVED_TERMS = FEATURE_TERMS[:3]
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,12 @@ class PointTerm:
     Attributes:
         value: (B, *shape), averaged over nodes, float64, nats where the term is one of the ELBO's.
         noise: (B, *shape), variance of its Monte Carlo noise; None where the nodes give no error.
+        weight: (B, *shape), of the entry beside that of its data point: 0 where it is missing; None is 1.
     """
 
     value: Tensor
     noise: Tensor | None
+    weight: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -170,8 +177,26 @@ def _latents_at(q: Distribution, p: Distribution, z: Tensor, sampled: set[str]) 
     return terms
 
 
-def _likelihood_at(terms: FactorTerms) -> dict[str, Tensor]:
-    """Decoder terms at one draw z."""
+def _observed_only(terms: FactorTerms, observed: Tensor) -> FactorTerms:
+    """The terms with 0 at all features that are not observed (B, *factors)."""
+    if terms.log_prob.shape != observed.shape:
+        raise UnsupportedError(
+            "data with missing values given for a likelihood that does not factorise over the features, expected one "
+            "term for each feature; impute the values, or use a likelihood with independent features"
+        )
+    observed = observed.to(terms.log_prob.device)
+
+    def counted(x: Tensor | None) -> Tensor | None:
+        return None if x is None else torch.where(observed, x, 0.0)
+
+    # log σ² is the model's own, whether or not the feature is observed.
+    names = ("log_prob", "entropy", "residual", "log_base", "squared_error", "ratio")
+    return replace(terms, **{name: counted(getattr(terms, name)) for name in names})
+
+
+def _likelihood_at(terms: FactorTerms, shape: torch.Size, num_observed: Tensor | None) -> dict[str, Tensor]:
+    """Decoder terms at one draw z, for x of `shape`; `num_observed` (B,) features of it, None is all."""
+    factorises = len(terms.log_prob.shape) > 1 or terms.log_prob.shape == shape
     shape = terms.log_prob.shape
     named = {
         "reconstruction": _per_point(terms.log_prob, shape),
@@ -181,12 +206,13 @@ def _likelihood_at(terms: FactorTerms) -> dict[str, Tensor]:
     if terms.log_base is not None:
         named["log_base"] = _per_point(terms.log_base, shape)
     if terms.ratio is None:
-        if len(shape) > 1:
+        if factorises:
             named["decoder_residuals"] = terms.residual
     elif terms.squared_error is not None and terms.log_variance is not None:
         # Residuals are read off the ratios: as ½ (1 - ρ) they would have lost the digits of a small ρ.
         named["decoder_ratios"] = terms.ratio
-        named["mean_squared_error"] = terms.squared_error.flatten(1).mean(1) if len(shape) > 1 else terms.squared_error
+        num_features = shape[1:].numel() if num_observed is None else num_observed.clamp(min=1)
+        named["mean_squared_error"] = _per_point(terms.squared_error, shape) / num_features
         named["squared_error"] = terms.squared_error
         named["log_variance"] = terms.log_variance
     return named
@@ -226,20 +252,49 @@ def _drawer(q: Distribution) -> Callable[[Tensor], Tensor] | None:
     return None
 
 
+def _with_weights(
+    terms: dict[str, PointTerm], observed: Tensor | None, num_observed: Tensor | None
+) -> dict[str, PointTerm]:
+    """The terms with the weights of their entries, and the mean ratio (x - μ)²/σ² of each point's features."""
+    weighted = dict(terms)
+    if observed is not None:
+        weighted |= {name: replace(terms[name], weight=observed) for name in OBSERVED_TERMS if name in terms}
+    if "log_variance" not in terms:
+        return weighted
+    shape = terms["squared_error"].value.shape
+    # One number where all share it, until here.
+    weighted["log_variance"] = PointTerm(terms["log_variance"].value.expand(shape), None)
+    count, fraction = shape[1:].numel(), None
+    if num_observed is not None:
+        # Means over features weigh by how many these are, so that the mean over points is one over observed values.
+        count, fraction = num_observed.clamp(min=1), num_observed / count
+        weighted["mean_squared_error"] = replace(terms["mean_squared_error"], weight=fraction)
+    gap = terms["decoder_gap"]
+    noise = None if gap.noise is None else gap.noise * (2 / count) ** 2
+    weighted["mean_ratio"] = PointTerm(1 - 2 * gap.value / count, noise, fraction)
+    return weighted
+
+
 def decompose(
-    model: LatentVariableModel, x: Tensor, expectation: Expectation, generator: torch.Generator
+    model: LatentVariableModel,
+    x: Tensor,
+    expectation: Expectation,
+    generator: torch.Generator,
+    observed: Tensor | None = None,
 ) -> Decomposition:
     """Every term of the ELBO for a batch.
 
     Args:
         model: any three-method model.
-        x: (B, *data_shape).
+        x: (B, *data_shape), finite; where values are missing, what encoder and likelihood see in their place.
         expectation: how to average over the posterior.
         generator: of the noise, on the device of `x`.
+        observed: bool (B, *data_shape), False where a value is missing; None where none is.
 
     Raises:
         ModelError: a method returned something of another shape, or not a number.
         DataError: the model takes no integers, or the likelihood cannot have made these data.
+        UnsupportedError: values are missing and the likelihood does not factorise over the features.
         UsageError: the expectation needs a normal posterior and this one is not.
     """
     batch_size = len(x)
@@ -261,6 +316,7 @@ def decompose(
         # Draws for an entropy without a closed form are then each row's own, as the errors take them to be.
         with suppress(NotImplementedError):
             p = p.expand(torch.Size([batch_size]))
+    num_observed = None if observed is None else to_float64(_per_point(observed, observed.shape))
     sampled: set[str] = set()
     averages: dict[str, _NodeAverage] = {}
     for noise, weight in zip(nodes.noise, nodes.weights.tolist(), strict=True):
@@ -270,10 +326,12 @@ def decompose(
             given = tuple(px.batch_shape[1:] + px.event_shape)
             raise ModelError(f"likelihood(z) describes data of shape {given}, expected {tuple(x.shape[1:])} as x has")
         likelihood = factor_terms(px, x)
+        if observed is not None:
+            likelihood = _observed_only(likelihood, observed)
         if likelihood.sampled:
             sampled.add("decoder")
         latents = _latents_at(q, p, z, sampled) if closed is None else closed
-        at_node = {**latents, **_likelihood_at(likelihood)}
+        at_node = {**latents, **_likelihood_at(likelihood, x.shape, num_observed)}
         if "log_base" in latents and likelihood.log_base is not None:
             at_node["log_base"] = latents["log_base"] + at_node["log_base"]
         at_node |= _totals(at_node)
@@ -282,11 +340,7 @@ def decompose(
                 normal = closed is not None and likelihood.ratio is not None
                 averages[name] = _NodeAverage(value, nodes.group, finite=normal)
             averages[name].add(value, weight)
-    terms = {name: average.result() for name, average in averages.items()}
-    if "log_variance" in terms:
-        # One number where all share it, until here.
-        shape = terms["squared_error"].value.shape
-        terms["log_variance"] = PointTerm(terms["log_variance"].value.expand(shape), None)
+    terms = _with_weights({name: average.result() for name, average in averages.items()}, observed, num_observed)
     if bool(terms["elbo"].value.isnan().any()):
         row = int(terms["elbo"].value.isnan().nonzero()[0])
         raise ModelError(f"the ELBO of row {row} of a batch is not a number; look for NaN in the model's parameters")

@@ -1,24 +1,28 @@
 """`evaluate`: one pass over data, one set of mergeable sums, every read-out from them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from vaentropy._typing import Tensor
-from vaentropy.decomposition import FEATURE_TERMS, Decomposition, decompose
+from vaentropy.data.source import Source
+from vaentropy.decomposition import FEATURE_TERMS, Decomposition, PointTerm, decompose
 from vaentropy.errors import DataError, UsageError
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import Mode, in_mode
 from vaentropy.moments import Moment, merge
 from vaentropy.results import Evaluation, concatenate, read_out
-from vaentropy.rows import as_tensor, require_finite
+from vaentropy.rows import REMEDY, as_tensor, fill_missing, require_finite, rows_of
 from vaentropy.seeding import seeded
+from vaentropy.variances import observed_fraction
 
 __all__ = ["evaluate"]
+
+Missing = Literal["error", "ignore"]
 
 
 def _batches(data: Any, batch_size: int) -> Iterator[Any]:
@@ -26,20 +30,20 @@ def _batches(data: Any, batch_size: int) -> Iterator[Any]:
         x = as_tensor(data)
         # A single number cannot be split; its own check says so.
         yield from x.split(batch_size) if x.ndim else [x]
+    elif isinstance(data, Source):
+        for shard in data:
+            yield from shard.split(batch_size)
     else:
         yield from data
 
 
-def _rows_of(batch: Any) -> Tensor:
-    # DataLoader(TensorDataset(x)) yields lists of one tensor.
-    if isinstance(batch, list | tuple) and len(batch) == 1:
-        batch = batch[0]
-    if not isinstance(batch, Tensor):
-        raise DataError(
-            f"a batch of type {type(batch).__name__} given, expected a Tensor (B, *data_shape); "
-            "pass bind=lambda batch: (model, x) to say which part of it is the data"
-        )
-    return batch
+def _check_options(batch_size: int, mode: str, missing: str) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise UsageError(f"batch_size={batch_size!r} given, expected a whole number of at least 1")
+    if mode not in ("eval", "train"):
+        raise UsageError(f"mode={mode!r} given, expected 'eval' or 'train'")
+    if missing not in get_args(Missing):
+        raise UsageError(f"missing={missing!r} given, expected 'error' or 'ignore'")
 
 
 def _check_weights(sample_weight: Tensor | np.ndarray | Sequence[float] | None) -> Tensor | None:
@@ -57,19 +61,64 @@ def _check_weights(sample_weight: Tensor | np.ndarray | Sequence[float] | None) 
     return weights
 
 
+def _check_log_jacobian(log_jacobian: Tensor | np.ndarray | float) -> Tensor:
+    try:
+        checked = torch.as_tensor(log_jacobian, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError):
+        given = type(log_jacobian).__name__
+        raise UsageError(f"log_jacobian of type {given} given, expected a number, or a Tensor of data_shape") from None
+    if not bool(torch.isfinite(checked).all()):
+        raise UsageError("log_jacobian holds a non-finite number, expected log |dy/dx|, finite; was a scale 0?")
+    return checked
+
+
+def _log_jacobian_term(log_jacobian: Tensor, shape: torch.Size, observed: Tensor | None) -> Tensor:
+    """Σ over the (observed) features of log |dy/dx|, (B,)."""
+    if log_jacobian.ndim and log_jacobian.shape != shape[1:]:
+        raise UsageError(
+            f"log_jacobian of shape {tuple(log_jacobian.shape)} given, expected one number, or one per feature "
+            f"{tuple(shape[1:])}"
+        )
+    per_feature = log_jacobian.expand(shape[1:])
+    if observed is None or not bool(per_feature.any()):
+        return per_feature.sum().expand(shape[0])
+    return torch.where(observed.cpu(), per_feature, 0.0).reshape(shape[0], -1).sum(1)
+
+
+def _without_missing(x: Tensor, missing: Missing, first_row: int) -> tuple[Tensor, Tensor | None]:
+    """Finite x, and which of its entries are observed."""
+    if missing == "error":
+        require_finite(x, "the data", first_row=first_row, remedy=f'{REMEDY}, or leave NaN out by missing="ignore"')
+        return x, None
+    x, observed = fill_missing(x)
+    require_finite(x, "the data", first_row=first_row)
+    return x, observed
+
+
+def _moments(terms: Mapping[str, PointTerm], weights: Tensor | None) -> dict[str, Moment]:
+    """Sums of one batch; `weights` (B,) of its data points."""
+
+    def of_entries(weight: Tensor | None) -> Tensor | None:
+        if weight is None or weights is None:
+            return weights if weight is None else weight
+        return weights.to(weight.device).reshape(-1, *[1] * (weight.ndim - 1)) * weight
+
+    return {name: Moment.of(term.value, of_entries(term.weight), term.noise) for name, term in terms.items()}
+
+
 def evaluate(
     model: LatentVariableModel,
-    data: Tensor | np.ndarray | Iterable[Any],
+    data: Tensor | np.ndarray | Source | Iterable[Any],
     *,
     expectation: Expectation = MonteCarlo(16),
     batch_size: int = 512,
     sample_weight: Tensor | np.ndarray | Sequence[float] | None = None,
     bind: Callable[[Any], tuple[LatentVariableModel, Tensor]] | None = None,
+    missing: Missing = "error",
+    log_jacobian: Tensor | np.ndarray | float = 0.0,
     pointwise: bool = False,
     mode: Mode = "eval",
     on_batch: Callable[[int], None] | None = None,
-    missing: str = "error",
-    log_jacobian: object = 0.0,
 ) -> Evaluation:
     """ELBO, the three entropies, the gap between them term by term, and what optimal variances would bring.
 
@@ -78,11 +127,18 @@ def evaluate(
 
     Args:
         model: anything with `posterior(x)`, `prior()` and `likelihood(z)`.
-        data: (N, *data_shape), or an iterable of batches (a DataLoader).
+        data: (N, *data_shape); a `Source`, read shard by shard; or an iterable of batches (a DataLoader), of which
+            [data, labels] is the data.
         expectation: how to average over the posterior.
         batch_size: rows per forward pass; an iterable brings its own.
         sample_weight: (N,), at least 0, in the order of the data; None means 1.
         bind: turns a batch into (model for this batch, x), where the model needs more than x (labels, batch effects).
+        missing: "error" refuses NaN; "ignore" takes NaN for a missing value, whose terms count for nothing: the ELBO is
+            that of log p(x_observed). Encoder and likelihood see 0 in its place, so standardise the data; the
+            likelihood has to factorise over the features. Infinite values are errors in any case.
+        log_jacobian: log |dy/dx| per feature, (), once for each feature, or data_shape, of the map from data x as
+            stored to data y as the model sees them (`Scaling.log_jacobian`). The ELBO stays that of y; `data_elbo` and
+            `bits_per_dim` of the result are those of x.
         pointwise: also keep the values per data point.
         mode: run the networks in "eval" or "train" mode. With BatchNorm or dropout these are two objectives, and the
             theorem holds in the one that was trained.
@@ -92,14 +148,13 @@ def evaluate(
         Evaluation, nats per data point.
 
     Raises:
-        DataError: no data, or data that are not finite numbers.
+        DataError: no data, or data that are not finite numbers, or none of whose values is observed.
         ModelError: the model returned something else than the interface asks for.
+        UnsupportedError: values are missing and the likelihood does not factorise over the features.
         UsageError: an argument has a wrong value, or the expectation does not fit the posterior.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise UsageError(f"batch_size={batch_size!r} given, expected a whole number of at least 1")
-    if mode not in ("eval", "train"):
-        raise UsageError(f"mode={mode!r} given, expected 'eval' or 'train'")
+    _check_options(batch_size, mode, missing)
+    log_jacobian = _check_log_jacobian(log_jacobian)
     weights = _check_weights(sample_weight)
     device, dtype = placement(model)
     parts: list[dict[str, Moment]] = []
@@ -109,13 +164,14 @@ def evaluate(
     sampled: set[str] = set()
     with torch.no_grad(), in_mode(model, mode), seeded(expectation.seed, device or torch.device("cpu")):
         for batch in _batches(data, batch_size):
-            bound, x = bind(batch) if bind else (model, _rows_of(batch))
+            bound, x = bind(batch) if bind else (model, rows_of(batch))
             if x.ndim == 0:
                 raise DataError("a single number given as data, expected an array (N, *data_shape)")
             if len(x) == 0:
                 continue
             x = x.detach().to(device=device, dtype=dtype if x.is_floating_point() else None)
-            require_finite(x, "the data", first_row=seen)
+            x, observed = _without_missing(x, missing, seen)
+            jacobian = _log_jacobian_term(log_jacobian, x.shape, observed)
             if weights is not None and len(weights) < seen + len(x):
                 raise UsageError(f"sample_weight holds {len(weights)} numbers for more data points; give one for each")
             batch_weights = None if weights is None else weights[seen : seen + len(x)]
@@ -123,10 +179,10 @@ def evaluate(
                 # One stream of noise, so that a batch continues where the one before ended.
                 generators[x.device] = expectation.generator(x.device)
             with in_mode(bound, mode) if bind else nullcontext():
-                decomposition = decompose(bound, x, expectation, generators[x.device])
-            named = decomposition.terms
-            part = {name: Moment.of(term.value, batch_weights, term.noise) for name, term in named.items()}
-            parts = [merge([*parts, part])]
+                decomposition = decompose(bound, x, expectation, generators[x.device], observed)
+            exact = None if decomposition.terms["elbo"].noise is None else torch.zeros_like(jacobian)
+            named = {**decomposition.terms, "log_jacobian": PointTerm(jacobian, exact)}
+            parts = [merge([*parts, _moments(named, batch_weights)])]
             if pointwise:
                 kept.append({name: t.value.cpu() for name, t in named.items() if name not in FEATURE_TERMS})
             sampled |= decomposition.sampled
@@ -137,6 +193,9 @@ def evaluate(
         raise DataError("no data points given, expected at least one")
     if weights is not None and len(weights) != seen:
         raise UsageError(f"sample_weight holds {len(weights)} numbers for {seen} data points; give one for each")
+    fraction = observed_fraction(parts[0])
+    if fraction is not None and not bool(fraction.any()):
+        raise DataError("every value is missing (NaN), expected at least one that is observed")
     return read_out(
         parts[0],
         num_points=seen,

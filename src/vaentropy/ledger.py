@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vaentropy._typing import Tensor
+
 if TYPE_CHECKING:
     from vaentropy.results import Evaluation, Terms
 
@@ -72,6 +74,12 @@ def _lines(e: "Evaluation") -> list[tuple[str, float, float | None, float | None
     ]
 
 
+def _missing(fraction: Tensor) -> str:
+    overall, most, never = 1 - float(fraction.mean()), 1 - float(fraction.min()), int((fraction == 0).sum())
+    remark = f"{overall:.2%} of the values are missing, at most {most:.2%} of one feature"
+    return f"{remark}; never observed: {never} of {fraction.numel()} features" if never else remark
+
+
 def _remarks(e: "Evaluation") -> list[str]:
     reconstruction, minus_kl = add_up(e.elbo, [e.reconstruction, -e.kl])
     remarks = [f"ELBO = reconstruction {_number(reconstruction)} - KL {_number(-minus_kl)}"]
@@ -97,6 +105,11 @@ def _remarks(e: "Evaluation") -> list[str]:
         remarks.append(f"rescale σ² of each feature: {gains}")
     if g.prior_variance is not None:
         remarks.append(f"rescale the prior to the posteriors: gains {_number(float(g.prior_variance.sum()))} nats")
+    if e.observed_fraction is not None:
+        remarks.append(_missing(e.observed_fraction))
+    if e.log_jacobian:
+        elbo, bits = _number(e.data_elbo), _number(e.bits_per_dim)
+        remarks.append(f"in the units of the data as stored: ELBO {elbo} nats, {bits} bits per dimension")
     if e.elbo == -math.inf:
         remarks.append("the ELBO is -inf: the model gives some data probability 0")
     if e.sampled:

@@ -6,6 +6,7 @@ logits, log-rates and log-variances are affine in the features, as the theorem a
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,8 +75,9 @@ def bias_of(layer: nn.Module) -> nn.Parameter:
     return inner.bias
 
 
-def _sum(x: Tensor) -> Tensor:
-    return x.flatten(1).sum(1)
+def _sum(x: Tensor, observed: Tensor | None) -> Tensor:
+    """Sum over the (observed) features, (B,)."""
+    return (x if observed is None else torch.where(observed, x, 0)).flatten(1).sum(1)
 
 
 class Head(nn.Module, ABC):
@@ -95,16 +97,24 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def log_prob_and_entropy(
-        self, x: Tensor, features: Tensor, *, weights: Tensor | None = None, adapt: float = 0.0
+        self,
+        x: Tensor,
+        features: Tensor,
+        *,
+        observed: Tensor | None = None,
+        weights: Tensor | None = None,
+        adapt: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """log p(x|z) and the entropy of p(x|z) (Poisson: pseudo entropy less log base measure), each (B,), nats.
 
         Args:
-            x: (B, *data_shape).
+            x: (B, *data_shape), finite, whatever stands where a value is missing.
             features: (B, *features_shape), the decoder's output.
+            observed: bool (B, *data_shape): both sums are over these entries; None means all.
             weights: (B,), sum 1, of the points in the optimum that `adapt` speaks of; None means 1/B.
             adapt: first move σ² by this fraction towards its optimum for these points, in place and without gradient:
-                0 leaves it, 1 sets it, less makes a running mean over batches. Nothing where σ² is not learned.
+                0 leaves it, 1 sets it, less makes a running mean over batches. Nothing where σ² is not learned, nor
+                for a feature without an observed value.
         """
 
 
@@ -187,14 +197,21 @@ class GaussianHead(Head):
         return DiagonalNormal(self.mean(features), self.log_variance_at(features), validate_args=False)
 
     def log_prob_and_entropy(
-        self, x: Tensor, features: Tensor, *, weights: Tensor | None = None, adapt: float = 0.0
+        self,
+        x: Tensor,
+        features: Tensor,
+        *,
+        observed: Tensor | None = None,
+        weights: Tensor | None = None,
+        adapt: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """See `Head.log_prob_and_entropy`."""
         mean = self.mean(features)
         if adapt:
-            self._adapt((x - mean).detach().square(), features, weights, adapt)
+            self._adapt((x - mean).detach().square(), features, observed, weights, adapt)
         log_variance = self.log_variance_at(features)
-        return _sum(normal_log_prob(x, mean, log_variance)), _sum(normal_entropy(log_variance).expand(mean.shape))
+        entropy = normal_entropy(log_variance).expand(mean.shape)
+        return _sum(normal_log_prob(x, mean, log_variance), observed), _sum(entropy, observed)
 
     @torch.no_grad()
     def rescale(self, factor: Tensor) -> None:
@@ -225,7 +242,14 @@ class GaussianHead(Head):
         return ratio.flatten() if ratio.numel() == bias.numel() else ratio.flatten(1).mean(1)
 
     @torch.no_grad()
-    def _adapt(self, squared_error: Tensor, features: Tensor, weights: Tensor | None, step: float) -> None:
+    def _adapt(
+        self,
+        squared_error: Tensor,
+        features: Tensor,
+        observed: Tensor | None,
+        weights: Tensor | None,
+        step: float,
+    ) -> None:
         parameters = self.variance_parameters()
         if not parameters:
             return
@@ -234,17 +258,34 @@ class GaussianHead(Head):
         w = squared_error.new_full((len(squared_error),), 1 / len(squared_error)) if weights is None else weights
         if isinstance(self.log_variance, nn.Module):
             raw = self.log_variance(features)
-            ratio = torch.tensordot(w, squared_error * torch.exp(-raw.clamp(min=log_floor)), 1)
-            shift = torch.log1p(step * (self._per_bias(ratio) - 1))
+            ratio = self._mean(squared_error * torch.exp(-raw.clamp(min=log_floor)), observed, w, self._per_bias, 1.0)
+            shift = torch.log1p(step * (ratio - 1))
             # Not further down than to where all of a feature's variances are at the floor: it has to find back.
             highest = raw.flatten(2).amax((0, 2)) if raw.ndim > 2 and raw[0].numel() != shift.numel() else None
             highest = raw.flatten(1).amax(0) if highest is None else highest
             log_variance.add_(torch.maximum(shift, (log_floor - highest).clamp(max=0)))
         else:
-            optimum = torch.tensordot(w, squared_error, 1)
-            optimum = optimum.mean() if log_variance.ndim == 0 else optimum
             variance = log_variance.exp()
-            log_variance.copy_((variance + step * (optimum - variance)).clamp(min=self.likelihood.floor).log())
+            pooled = torch.mean if log_variance.ndim == 0 else lambda each: each
+            optimum = self._mean(squared_error, observed, w, pooled, variance)
+            moved = (variance + step * (optimum - variance)).clamp(min=self.likelihood.floor).log()
+            # Through exp and log, σ² of a feature without observed values would drift by rounding errors.
+            log_variance.copy_(moved if observed is None else torch.where(optimum == variance, log_variance, moved))
+
+    @staticmethod
+    def _mean(
+        values: Tensor,
+        observed: Tensor | None,
+        weights: Tensor,
+        pooled: Callable[[Tensor], Tensor],
+        otherwise: Tensor | float,
+    ) -> Tensor:
+        """Weighted mean over the points (B,) and the features that `pooled` takes together; only of observed values."""
+        if observed is None:
+            return pooled(torch.tensordot(weights, values, 1))
+        total = pooled(torch.tensordot(weights, torch.where(observed, values, 0), 1))
+        weight = pooled(torch.tensordot(weights, observed.to(values), 1))
+        return torch.where(weight > 0, total / weight, otherwise)
 
 
 @dataclass(frozen=True)
@@ -269,13 +310,20 @@ class BernoulliHead(Head):
         return Independent(TorchBernoulli(logits=logits, validate_args=False), logits.ndim - 1, validate_args=False)
 
     def log_prob_and_entropy(
-        self, x: Tensor, features: Tensor, *, weights: Tensor | None = None, adapt: float = 0.0
+        self,
+        x: Tensor,
+        features: Tensor,
+        *,
+        observed: Tensor | None = None,
+        weights: Tensor | None = None,
+        adapt: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """See `Head.log_prob_and_entropy`."""
         logits = self.logits(features)
         # Not softplus, which becomes linear above 20.
         log_normaliser = torch.logaddexp(logits, torch.zeros_like(logits))
-        return _sum(x * logits - log_normaliser), _sum(log_normaliser - logits.sigmoid() * logits)
+        entropy = log_normaliser - logits.sigmoid() * logits
+        return _sum(x * logits - log_normaliser, observed), _sum(entropy, observed)
 
 
 @dataclass(frozen=True)
@@ -300,10 +348,17 @@ class PoissonHead(Head):
         return Independent(LogRatePoisson(log_rate), log_rate.ndim - 1, validate_args=False)
 
     def log_prob_and_entropy(
-        self, x: Tensor, features: Tensor, *, weights: Tensor | None = None, adapt: float = 0.0
+        self,
+        x: Tensor,
+        features: Tensor,
+        *,
+        observed: Tensor | None = None,
+        weights: Tensor | None = None,
+        adapt: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """See `Head.log_prob_and_entropy`."""
         log_rate = self.log_rate(features)
         rate = log_rate.exp()
         log_base = -torch.lgamma(x + 1)
-        return _sum(x * log_rate - rate + log_base), _sum(rate - rate * log_rate - log_base)
+        entropy = rate - rate * log_rate - log_base
+        return _sum(x * log_rate - rate + log_base, observed), _sum(entropy, observed)

@@ -100,6 +100,34 @@ class Moment:
         lean = self.lean - shift * self.weight_squared
         return lean, self.spread_squared - 2 * shift * self.lean + shift.square() * self.weight_squared
 
+    def affine(self, slope: Tensor | float, shift: Tensor | float) -> "Moment":
+        """The moment of slope · x + shift; both numbers, or of the quantity's shape."""
+        square = slope * slope
+        return Moment(
+            self.weight,
+            self.weight_squared,
+            self.mean * slope + shift,
+            self.spread * square,
+            self.lean * slope,
+            self.spread_squared * square,
+            None if self.noise is None else self.noise * square,
+        )
+
+    def with_zeros(self, points: "Moment") -> "Moment":
+        """The moment over all data points, to which each missing value contributes 0.
+
+        Args:
+            points: the moment of any one number that every data point has.
+        """
+        zeros = torch.zeros_like(self.mean)
+        # Sums of the same weights in another order differ by rounding.
+        weight, weight_squared = (
+            (of_all - of_some).clamp(min=0)
+            for of_all, of_some in ((points.weight, self.weight), (points.weight_squared, self.weight_squared))
+        )
+        noise = None if self.noise is None else zeros
+        return self.merge(Moment(weight, weight_squared, zeros, zeros, zeros, zeros, noise))
+
     @property
     def variance(self) -> Tensor:
         """Weighted variance of the values around their mean."""

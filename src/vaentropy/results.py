@@ -13,29 +13,19 @@ from vaentropy.errors import UsageError
 from vaentropy.expectation import Expectation
 from vaentropy.modes import Mode
 from vaentropy.moments import Moment, merge
+from vaentropy.variances import (
+    decoder_residuals,
+    decoder_variance_errors,
+    decoder_variances,
+    observed_fraction,
+    scale_gain,
+    scale_gain_error,
+)
 
-__all__ = ["Entropies", "Evaluation", "Gains", "Terms", "concatenate", "read_out", "scale_gain"]
+__all__ = ["Entropies", "Evaluation", "Gains", "Terms", "concatenate", "read_out"]
 
 # log σ² that varies less than this over data and draws of z counts as one constant.
 CONSTANT_LOG_VARIANCE = 1e-9
-
-
-def scale_gain(ratio: Tensor) -> Tensor:
-    """½ (ρ - 1 - log ρ), element by element: nats gained by multiplying a Gaussian variance by its optimal factor ρ.
-
-    Zero at ρ = 1, infinite at ρ = 0, where the ELBO has no upper bound.
-    """
-    return 0.5 * (ratio - 1 - ratio.log())
-
-
-def scale_gain_error(ratio: Tensor, error: Tensor) -> Tensor:
-    """Standard error of `scale_gain(ratio)` where the ratio has the standard error `error`.
-
-    By the delta method to second order: the first derivative, ½ (1 - 1/ρ), is 0 at ρ = 1, where good models are. There
-    the gain is also biased upward, by ½ · error²/(2ρ²).
-    """
-    first, second = 0.5 * (1 - 1 / ratio), 0.5 / ratio.square()
-    return (first.square() * error.square() + 0.5 * second.square() * error.pow(4)).sqrt()
 
 
 @dataclass(frozen=True)
@@ -51,7 +41,8 @@ class Entropies:
 class Gains:
     """Nats per data point that setting a variance to its optimum would bring, everything else held fixed.
 
-    They hold for the data evaluated, and are biased upward where these are few.
+    They hold for the data evaluated, and are biased upward where these are few. A feature that is never observed has
+    nothing to gain.
 
     Attributes:
         variance: σ² (whatever its form) times one factor for all features; None without a normal likelihood.
@@ -78,17 +69,21 @@ class Terms:
         kl: KL(q(z|x) ‖ p(z)).
         entropies: encoder, prior, decoder.
         log_base: mean log base measure; 0 but for Poisson, where it is -log x!.
+        log_jacobian: mean of log |dy/dx| from data x as stored to data y as the model sees them, summed over the
+            (observed) features; 0 if not given. No part of `elbo`.
         entropy_sum: what the ELBO equals at a stationary point.
         gap: elbo - entropy_sum.
         prior_gap: part of the gap from the prior; the sum of `prior_residuals`.
         decoder_gap: part of the gap from the decoder; the sum of `decoder_residuals`.
         prior_residuals: per latent, latent_shape; None where prior or posterior does not factorise.
         decoder_residuals: per feature, data_shape (without a one-hot axis); None where the likelihood does not
-            factorise.
+            factorise. Missing values count as 0.
         kl_per_latent: latent_shape; None for a posterior with full covariance.
         encoder_entropy_per_latent: latent_shape; None for a posterior with full covariance.
-        optimal_variance: σ²*, mean squared error over points, draws and features; None without a normal likelihood.
-        optimal_feature_variance: σ_d²*, data_shape; None likewise.
+        optimal_variance: σ²*, mean squared error over points, draws and (observed) features; None without a normal
+            likelihood.
+        optimal_feature_variance: σ_d²*, data_shape; of a feature that is never observed, the geometric mean of its σ²
+            as it is. None likewise.
         variance_ratio: optimal factor on σ², over all features; above 1 the decoder is over-confident.
         optimal_prior_variance: α_h²*, latent_shape; None without a normal prior.
         gains: nats that these would bring.
@@ -99,6 +94,7 @@ class Terms:
     kl: float
     entropies: Entropies
     log_base: float
+    log_jacobian: float
     entropy_sum: float
     gap: float
     prior_gap: float
@@ -144,6 +140,8 @@ class Evaluation(Terms):
         mode: "eval" or "train", the mode in which the networks ran.
         variance_kind: how σ² was seen to vary: "shared" by all features, "per_feature", "function" of z; None without
             a normal likelihood.
+        observed_fraction: fraction of the data points, by weight, that have a value of each feature, data_shape; None
+            where nothing is missing.
         latent_mean_variance: variance over the data of the posterior mean, per latent; None without normal latents.
         sampled: which entropies are Monte Carlo estimates ("encoder", "prior", "decoder"): for these the identity
             holds, and the theorem where the family has it.
@@ -159,6 +157,7 @@ class Evaluation(Terms):
     expectation: Expectation
     mode: Mode
     variance_kind: Literal["shared", "per_feature", "function"] | None
+    observed_fraction: Tensor | None
     latent_mean_variance: Tensor | None
     sampled: tuple[str, ...]
     moments: Mapping[str, Moment] = field(repr=False)
@@ -169,9 +168,27 @@ class Evaluation(Terms):
         """|gap| / |elbo|, as the paper measures it."""
         return abs(self.gap) / abs(self.elbo) if self.elbo else math.inf
 
+    @property
+    def data_elbo(self) -> float:
+        """elbo + log_jacobian: the ELBO in the units of the data as stored, nats per data point."""
+        return self.elbo + self.log_jacobian
+
+    @property
+    def bits_per_dim(self) -> float:
+        """-data_elbo/(D log 2), D the number of features, or their mean number per data point where values are missing.
+
+        Compare it with what others report only for whole numbers that were dequantised (uniform noise of [0, 1) added)
+        and with the log-Jacobian of all that was done to them since.
+        """
+        num_features = math.prod(self.data_shape) if self.decoder_residuals is None else self.decoder_residuals.numel()
+        if self.observed_fraction is not None:
+            num_features = float(self.observed_fraction.sum())
+        return -self.data_elbo / (num_features * math.log(2))
+
     def to_dict(self, *, vectors: bool = True) -> dict[str, Any]:
         """Plain numbers, lists and dicts; without `moments` and `pointwise`. Unknown errors (of one point) stay NaN."""
-        return {**super().to_dict(vectors=vectors), "relative_gap": self.relative_gap}
+        derived = {name: getattr(self, name) for name in ("relative_gap", "data_elbo", "bits_per_dim")}
+        return {**super().to_dict(vectors=vectors), **derived}
 
     def __repr__(self) -> str:
         """The ledger."""
@@ -234,51 +251,38 @@ def _terms(moments: Mapping[str, Moment], pick: Callable[[Moment], Tensor], *, v
     def number(name: str) -> float:
         return float(pick(moments[name])) if name in moments else 0.0
 
-    def gain(ratios: str) -> Tensor | None:
-        if ratios not in moments:
+    def prior_gain() -> Tensor | None:
+        if "prior_ratios" not in moments:
             return None
-        ratio = moments[ratios].mean
-        return scale_gain(ratio) if value else scale_gain_error(ratio, pick(moments[ratios]))
+        ratios = moments["prior_ratios"]
+        return scale_gain(ratios.mean) if value else scale_gain_error(ratios.mean, pick(ratios))
 
-    normal = "decoder_ratios" in moments
-    decoder_residuals = vector("decoder_residuals")
-    variance_ratio = variance_gain = None
-    if normal:
-        ratios = moments["decoder_ratios"]
-        decoder_residuals = 0.5 * (1 - ratios.mean) if value else 0.5 * pick(ratios)
-        num_features = ratios.mean.numel()
-        mean_ratio = ratios.mean.mean()
-        if value:
-            variance_ratio = float(mean_ratio)
-            variance_gain = float(num_features * scale_gain(mean_ratio))
-        else:
-            variance_ratio = 2 * number("decoder_gap") / num_features
-            error = torch.tensor(variance_ratio, dtype=torch.float64)
-            variance_gain = float(num_features * scale_gain_error(mean_ratio, error))
-    if decoder_residuals is not None and not decoder_residuals.ndim:
-        decoder_residuals = None
+    normal = decoder_variances(moments) if value else decoder_variance_errors(moments, pick)
+    residuals = decoder_residuals(moments, pick)
     return Terms(
         elbo=number("elbo"),
         reconstruction=number("reconstruction"),
         kl=number("kl"),
         entropies=Entropies(number("encoder_entropy"), number("prior_entropy"), number("decoder_entropy")),
         log_base=number("log_base"),
+        log_jacobian=number("log_jacobian"),
         entropy_sum=number("entropy_sum"),
         gap=number("gap"),
         prior_gap=number("prior_gap"),
         decoder_gap=number("decoder_gap"),
         prior_residuals=vector("prior_residuals"),
-        decoder_residuals=decoder_residuals,
+        # Of data without axes the one residual is the gap.
+        decoder_residuals=residuals if residuals is not None and residuals.ndim else None,
         kl_per_latent=vector("kl_per_latent"),
         encoder_entropy_per_latent=vector("encoder_entropy_per_latent"),
         optimal_variance=number("mean_squared_error") if normal else None,
-        optimal_feature_variance=vector("squared_error"),
-        variance_ratio=variance_ratio,
+        optimal_feature_variance=normal.feature_variance if normal else None,
+        variance_ratio=float(normal.ratio) if normal else None,
         optimal_prior_variance=vector("prior_second_moment"),
         gains=Gains(
-            variance=variance_gain,
-            feature_variance=gain("decoder_ratios"),
-            prior_variance=gain("prior_ratios"),
+            variance=float(normal.gain) if normal else None,
+            feature_variance=normal.feature_gains if normal else None,
+            prior_variance=prior_gain(),
         ),
     )
 
@@ -302,6 +306,7 @@ def read_out(moments: Mapping[str, Moment], **about: Any) -> Evaluation:
         mc_stderr=_terms(moments, lambda m: _known(m.mc_stderr), value=False) if known else None,
         stderr=_terms(moments, lambda m: m.stderr, value=False),
         variance_kind=_variance_kind(moments.get("log_variance")),
+        observed_fraction=observed_fraction(moments),
         latent_mean_variance=latent_mean.variance if latent_mean is not None else None,
         moments=moments,
         **about,

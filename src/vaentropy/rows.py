@@ -11,7 +11,9 @@ import torch
 from vaentropy._typing import Tensor
 from vaentropy.errors import DataError
 
-__all__ = ["as_tensor", "frame_columns", "require_finite", "rows_of", "stack_columns"]
+__all__ = ["as_tensor", "fill_missing", "frame_columns", "require_finite", "rows_of", "stack_columns"]
+
+REMEDY = "drop or impute it"
 
 
 def as_tensor(data: Any) -> Tensor:
@@ -90,7 +92,15 @@ def _numbers(column: Any, name: str, what: str) -> np.ndarray:
     return array
 
 
-def require_finite(x: Tensor, what: str, *, first_row: int = 0, missing: bool = False) -> None:
+def fill_missing(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """`x` with 0 in the place of NaN, and which entries are observed, bool of the shape of `x`; None where all are."""
+    missing = x.isnan() if x.is_floating_point() else None
+    if missing is None or not bool(missing.any()):
+        return x, None
+    return x.masked_fill(missing, 0.0), ~missing
+
+
+def require_finite(x: Tensor, what: str, *, first_row: int = 0, missing: bool = False, remedy: str = REMEDY) -> None:
     """Refuse NaN and infinite numbers.
 
     Args:
@@ -98,6 +108,7 @@ def require_finite(x: Tensor, what: str, *, first_row: int = 0, missing: bool = 
         what: names the data in the message.
         first_row: number of the first row of `x` in all of the data.
         missing: allow NaN, as the mark of a missing value.
+        remedy: what the message tells to do.
 
     Raises:
         DataError: naming row and column of the first offender.
@@ -111,4 +122,4 @@ def require_finite(x: Tensor, what: str, *, first_row: int = 0, missing: bool = 
     value = float(x[(row, *column)])
     place = f"row {first_row + row}, column {column[0] if len(column) == 1 else tuple(column)} (counted from 0)"
     dtype = str(x.dtype).removeprefix("torch.")
-    raise DataError(f"{what}: {place} is {value} in {dtype}, expected a finite value; drop or impute it")
+    raise DataError(f"{what}: {place} is {value} in {dtype}, expected a finite value; {remedy}")

@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,13 +10,14 @@ from torch import nn
 from torch.distributions import Distribution
 from torch.nn.utils import parametrize
 
-from vaentropy._typing import Float, Num, Tensor
+from vaentropy._typing import Bool, Float, Num, Tensor
 from vaentropy.distributions import DiagonalNormal, normal_entropy, normal_kl
 from vaentropy.errors import UsageError
 from vaentropy.likelihoods import Gaussian, Head, Likelihood
 from vaentropy.model import placement
 from vaentropy.modes import in_mode
 from vaentropy.networks import MLPDecoder, MLPEncoder
+from vaentropy.priors import LearnedNormal, Prior, StandardNormal
 from vaentropy.seeding import seeded
 
 __all__ = ["VAE", "ElboTerms", "LearnedNormal", "Prior", "StandardNormal", "vae0", "vae1", "vae2", "vae3"]
@@ -25,23 +25,6 @@ __all__ = ["VAE", "ElboTerms", "LearnedNormal", "Prior", "StandardNormal", "vae0
 Columns = Literal["free", "unit", "penalty"]
 COLUMNS = ("free", "unit", "penalty")
 BATCH_SIZE = 1024
-
-
-@dataclass(frozen=True)
-class StandardNormal:
-    """p(z) = N(0, I)."""
-
-    learned = False
-
-
-@dataclass(frozen=True)
-class LearnedNormal:
-    """p(z) = N(0, diag α²) with learned α², as in VAE-2; wants `columns="unit"`, or the scale of z is free."""
-
-    learned = True
-
-
-Prior = StandardNormal | LearnedNormal
 
 
 class ElboTerms(NamedTuple):
@@ -198,14 +181,16 @@ class VAE(nn.Module):
         noise: Float[Tensor, "K #B H"],
         weights: Float[Tensor, "K"] | None = None,
         *,
+        observed: Bool[Tensor, "B *data"] | None = None,
         adapt: float = 0.0,
     ) -> ElboTerms:
         """The ELBO's parts with gradients, without torch.distributions: the same numbers, faster.
 
         Args:
-            x: (B, *data_shape).
+            x: (B, *data_shape), finite; where a value is missing, what the encoder sees in its place.
             noise: standard normal nodes (K, B, H), or (K, 1, H).
             weights: (K,), sum 1, of the nodes; None means 1/K.
+            observed: which entries of x count in the likelihood (those of missing values do not); None means all.
             adapt: first move σ² and a learned α² by this fraction towards their optima for this batch, in place
                 (analytic variances, see `Head.log_prob_and_entropy`).
         """
@@ -213,9 +198,15 @@ class VAE(nn.Module):
         z = mean + torch.exp(0.5 * log_variance) * noise
         num_nodes, batch_size = z.shape[:2]
         features = self.decoder_features(z.flatten(0, 1))
-        repeated = x if num_nodes == 1 else x.expand(num_nodes, *x.shape).flatten(0, 1)
+
+        def repeated(rows: Tensor) -> Tensor:
+            return rows if num_nodes == 1 else rows.expand(num_nodes, *rows.shape).flatten(0, 1)
+
+        counted = None if observed is None else repeated(observed)
         per_row = None if weights is None else weights.to(x).repeat_interleave(batch_size) / batch_size
-        log_prob, entropy = self.head.log_prob_and_entropy(repeated, features, weights=per_row, adapt=adapt)
+        log_prob, entropy = self.head.log_prob_and_entropy(
+            repeated(x), features, observed=counted, weights=per_row, adapt=adapt
+        )
         if adapt:
             self._adapt_prior(mean, log_variance, adapt)
 
@@ -355,27 +346,46 @@ class VAE(nn.Module):
             return torch.cat([self.likelihood(part).sample() for part in z.split(batch_size)])
 
 
-def _with_mlp(data_shape: int | tuple[int, ...], latent_dim: int, hidden: Sequence[int], **options) -> VAE:
+Networks = tuple[nn.Module, nn.Module]
+
+
+def _family(
+    data_shape: int | tuple[int, ...], latent_dim: int, hidden: Sequence[int], networks: Networks | None, **options
+) -> VAE:
     hidden = tuple(hidden)
-    return VAE(
-        MLPEncoder(data_shape, hidden),
-        MLPDecoder(hidden[::-1]),
-        data_shape=data_shape,
-        latent_dim=latent_dim,
-        **options,
-    )
+    encoder, decoder = networks or (MLPEncoder(data_shape, hidden), MLPDecoder(hidden[::-1]))
+    return VAE(encoder, decoder, data_shape=data_shape, latent_dim=latent_dim, **options)
 
 
 def vae0(
-    data_shape: int | tuple[int, ...], latent_dim: int, hidden: Sequence[int] = (50, 50), *, variance: float = 1.0
+    data_shape: int | tuple[int, ...],
+    latent_dim: int,
+    hidden: Sequence[int] = (50, 50),
+    *,
+    networks: Networks | None = None,
+    variance: float = 1.0,
 ) -> VAE:
-    """VAE-0: σ² fixed. Not covered by the theorem: ELBO and entropy sum differ however well it is trained."""
-    return _with_mlp(data_shape, latent_dim, hidden, likelihood=Gaussian(variance=variance))
+    """VAE-0: σ² fixed. Not covered by the theorem: ELBO and entropy sum differ however well it is trained.
+
+    Args:
+        data_shape: of one data point.
+        latent_dim: H.
+        hidden: widths of the MLP encoder's layers; the decoder's are these in reverse.
+        networks: an encoder and a decoder, as for `VAE`, in place of MLPs.
+        variance: σ².
+    """
+    return _family(data_shape, latent_dim, hidden, networks, likelihood=Gaussian(variance=variance))
 
 
-def vae1(data_shape: int | tuple[int, ...], latent_dim: int, hidden: Sequence[int] = (50, 50)) -> VAE:
-    """VAE-1: one learned σ², standard normal prior."""
-    return _with_mlp(data_shape, latent_dim, hidden, likelihood=Gaussian(variance="shared"))
+def vae1(
+    data_shape: int | tuple[int, ...],
+    latent_dim: int,
+    hidden: Sequence[int] = (50, 50),
+    *,
+    networks: Networks | None = None,
+) -> VAE:
+    """VAE-1: one learned σ², standard normal prior. Arguments are those of `vae0`."""
+    return _family(data_shape, latent_dim, hidden, networks, likelihood=Gaussian(variance="shared"))
 
 
 def vae2(
@@ -383,14 +393,23 @@ def vae2(
     latent_dim: int,
     hidden: Sequence[int] = (50, 50),
     *,
+    networks: Networks | None = None,
     columns: Literal["unit", "penalty"] = "unit",
 ) -> VAE:
-    """VAE-2: one learned σ², learned prior variances α², unit-norm columns in the decoder's first layer."""
-    return _with_mlp(
-        data_shape, latent_dim, hidden, likelihood=Gaussian(variance="shared"), prior=LearnedNormal(), columns=columns
-    )
+    """VAE-2: one learned σ², learned prior variances α², unit-norm columns in the decoder's first layer.
+
+    Arguments are those of `vae0`, and how the columns get norm 1, see `VAE`.
+    """
+    options = {"likelihood": Gaussian(variance="shared"), "prior": LearnedNormal(), "columns": columns}
+    return _family(data_shape, latent_dim, hidden, networks, **options)
 
 
-def vae3(data_shape: int | tuple[int, ...], latent_dim: int, hidden: Sequence[int] = (50, 50)) -> VAE:
-    """VAE-3: σ_d²(z) by an affine log-variance head, standard normal prior."""
-    return _with_mlp(data_shape, latent_dim, hidden, likelihood=Gaussian(variance="function"))
+def vae3(
+    data_shape: int | tuple[int, ...],
+    latent_dim: int,
+    hidden: Sequence[int] = (50, 50),
+    *,
+    networks: Networks | None = None,
+) -> VAE:
+    """VAE-3: σ_d²(z) by an affine log-variance head, standard normal prior. Arguments are those of `vae0`."""
+    return _family(data_shape, latent_dim, hidden, networks, likelihood=Gaussian(variance="function"))

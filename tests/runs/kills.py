@@ -2,7 +2,7 @@
 
     python tests/runs/kills.py --kills 100
 
-prints one JSON object: kills made, kills by what the run was doing, and whether the run ended as one that was left alone.
+prints one JSON object: kills made, what the runs were doing then, and whether they ended as one that was left alone.
 Every attempt is a process of its own, forked from this one, which has imported everything but computed nothing.
 """
 

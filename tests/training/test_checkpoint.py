@@ -134,7 +134,7 @@ def test_a_signal_during_the_last_evaluations_is_no_loss(x, tmp_path, monkeypatc
     for call in range(5):
         folder, calls = tmp_path / f"{call}", 0
 
-        def evaluate(*args, **options):
+        def evaluate(*args, call=call, **options):
             nonlocal calls
             if calls == call:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -217,7 +217,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_taken(x, tmp_path
     assert "is damaged" in caplog.text or "cannot be loaded" in caplog.text
     for step in (newest, older):
         checkpoints.path(step).write_bytes(checkpoints.path(step).read_bytes()[:-7])
-    with pytest.raises(DataError, match="none of the checkpoints in .* can be read"):
+    with pytest.raises(DataError, match=r"none of the checkpoints in .* can be read"):
         fit(make(), x, **OPTIONS, checkpoints=checkpoints, resume=True)
 
 

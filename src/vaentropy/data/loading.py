@@ -34,7 +34,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     columns: Sequence[str] | str | None = None,
     exclude: Sequence[str] | str = (),
-    scale: str | None = None,
+    scale: str | Scaling | None = None,
     dequantise: bool = False,
     missing: str = "error",
     stream: bool | None = None,
@@ -65,7 +65,8 @@ def load(
         columns: of a table, to keep, in this order.
         exclude: columns of a table to leave out, such as labels.
         scale: None takes the data set's own: images divided by 255, digits by 16, the rest as stored. "none" as stored,
-            "standard" to mean 0 and variance 1, "min_max" to [0, 1], per feature, by the training part.
+            "standard" to mean 0 and variance 1, "min_max" to [0, 1], per feature, by the training part; or a `Scaling`
+            to use as it is, such as that of other data a model was trained on.
         dequantise: add uniform noise of [0, 1) to whole numbers before scaling, the same noise in every load with this
             seed; images are then divided by 256 and digits by 17.
         missing: "error", or "ignore" to let NaN stand for missing values.
@@ -112,10 +113,13 @@ def load(
     return Dataset(found.name, *parts, description, *labels, truth, scaling, missing)  # type: ignore[arg-type]
 
 
-def _check_choices(dtype: torch.dtype, scale: str | None, missing: str) -> None:
+def _check_choices(dtype: torch.dtype, scale: str | Scaling | None, missing: str) -> None:
     if not dtype.is_floating_point:
         raise UsageError(f"dtype is {dtype}, expected a floating dtype; pass e.g. torch.float32")
-    choices = ("scale", scale, (None, *get_args(Scale))), ("missing", missing, get_args(Missing))
+    choices = (
+        ("scale", None if isinstance(scale, Scaling) else scale, (None, *get_args(Scale))),
+        ("missing", missing, get_args(Missing)),
+    )
     for option, value, accepted in choices:
         if value not in accepted:
             raise UsageError(f"{option}={value!r} given, expected {' or '.join(map(repr, accepted))}")
@@ -141,9 +145,14 @@ def _find(given: Any, options: Options, folder: str | os.PathLike[str] | None, *
 
 
 def _fit(
-    train: Source, held_out: Source, found: Found, scale: str | None, dequantise: bool, dtype: torch.dtype
+    train: Source, held_out: Source, found: Found, scale: str | Scaling | None, dequantise: bool, dtype: torch.dtype
 ) -> tuple[Scaling, bool]:
     """The scaling, and whether it is known already that no value is too large for the dtype."""
+    if isinstance(scale, Scaling):
+        if scale.scale.ndim and scale.scale.shape != train.data_shape:
+            given = f"{train.name}: data points of shape {train.data_shape}"
+            raise DataError(f"{given} given, expected {tuple(scale.scale.shape)} as the scaling has; name other data")
+        return scale, False
     if scale not in FITTED:
         divisor = 1.0
         if scale is None and found.highest is not None:
@@ -187,11 +196,13 @@ def _truth(found: Found, fraction: float, seed: int, scaling: Scaling) -> dict[s
     return {f"log_likelihood_{name}": of.mean().item() - units for name, of in parts if of is not None and len(of)}
 
 
-def _describe(found: Found, scale: str | None, dequantise: bool) -> str:
+def _describe(found: Found, scale: str | Scaling | None, dequantise: bool) -> str:
     words = [found.description]
     if dequantise:
         words.append("uniform noise of [0, 1) added")
-    if scale == "standard":
+    if isinstance(scale, Scaling):
+        words.append("not rescaled" if scale.trivial else "scaled as other data were")
+    elif scale == "standard":
         words.append("scaled to mean 0 and variance 1 per feature")
     elif scale == "min_max":
         words.append("scaled to [0, 1] per feature")

@@ -57,15 +57,17 @@ def load_own(config: RunConfig, *, folder: str | None = None, held_out: float | 
         folder: where the files of a named data set are, if not where the run found them.
         held_out: another fraction than the run's.
     """
-    return _load(config, config.data, folder, config.held_out if held_out is None else held_out, scale=config.scale)
+    return _load(config, config.data, folder, config.held_out if held_out is None else held_out, config.scale)
 
 
 def load_other(config: RunConfig, data: str, scaling: Scaling, *, folder: str | None = None) -> Dataset:
     """All of another data set, read and scaled as the run's own."""
-    return _load(config, data, folder, 0.0, scaling=scaling)
+    return _load(config, data, folder, 0.0, scaling)
 
 
-def _load(config: RunConfig, data: str, folder: str | None, held_out: float | None, **scale: object) -> Dataset:
+def _load(
+    config: RunConfig, data: str, folder: str | None, held_out: float | None, scale: str | Scaling | None
+) -> Dataset:
     return load_data(
         data,
         folder=folder or config.data_folder,
@@ -78,9 +80,9 @@ def _load(config: RunConfig, data: str, folder: str | None, held_out: float | No
         image_size=config.image_size,
         crop=config.crop,
         dequantise=config.dequantise,
-        missing=config.missing,  # type: ignore[arg-type]  # RunConfig has checked it
+        missing=config.missing,
         stream=config.stream,
-        **scale,  # type: ignore[arg-type]
+        scale=scale,
     )
 
 

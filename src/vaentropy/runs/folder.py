@@ -85,8 +85,8 @@ class RunFolder:
         if (self.path / "config.yaml").exists():
             if not overwrite:
                 raise UsageError(
-                    f"{self} holds a run; go on with it by --resume {self}, replace it with --overwrite, or name another "
-                    "folder with --out"
+                    f"{self} holds a run; go on with it by --resume {self}, replace it with --overwrite, or name "
+                    "another folder with --out"
                 )
             return
         # What a run leaves that was killed while it wrote its first file.

@@ -12,7 +12,7 @@ __all__ = ["at_floor", "explain_floor"]
 
 @torch.no_grad()
 def at_floor(model: VAE, x: Tensor) -> float:
-    """Fraction of the decoder's variances that are held at their floor, at the posterior means of x (B, *data_shape)."""
+    """Fraction of the decoder's variances that are at their floor, at the posterior means of x (B, *data_shape)."""
     if not isinstance(model.head, GaussianHead):
         return 0.0
     with in_mode(model, "eval"):

@@ -17,6 +17,7 @@ from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation
 from vaentropy.progress import Report
 from vaentropy.results import Evaluation
+from vaentropy.rows import fill_missing
 from vaentropy.training.checkpoint import Checkpoints
 from vaentropy.training.data import TrainingData
 from vaentropy.training.floor import at_floor
@@ -143,8 +144,7 @@ class Loop:
             group["lr"] = highest * factor
         observed = None
         if settings.missing == "ignore":
-            observed = ~batch.isnan()
-            batch = batch.nan_to_num(nan=0.0)
+            batch, observed = fill_missing(batch)
         nodes = settings.expectation.nodes(
             len(batch), state.model.latent_shape, generator=state.noise, dtype=batch.dtype
         )
@@ -266,7 +266,7 @@ class Loop:
             self.checkpoints.save_best(self.best)
 
     def _rise(self, entropy_sum: float) -> float:
-        """How far the running entropy sum has risen from one window of epochs to the next; infinite before there are two."""
+        """How far the running entropy sum rose from one window of epochs to the next; infinite before there are two."""
         sums = [*(row["running_entropy_sum"] for row in self.history.rows), entropy_sum]
         if len(sums) < 2 * PLATEAU_EPOCHS:
             return math.inf
@@ -334,7 +334,7 @@ class Loop:
     def _set_optimal_variances(self) -> None:
         model, expectation = self.state.model, self.settings.evaluation_expectation
         learned_prior = isinstance(model.prior_log_variance, nn.Parameter)
-        # Other draws than those of the evaluation that follows: on the same ones the residuals would be 0 by construction.
+        # Other draws than those of the evaluation that follows: on the same ones residuals would be 0 by construction.
         if expectation.independent:
             expectation = expectation.with_seed(expectation.seed + 1)
         variance, prior = optimal_factors(self._evaluate(self.data, expectation), prior=learned_prior)

@@ -9,7 +9,7 @@ __all__ = ["LEARNING_RATES", "Beta", "as_schedule", "constant", "cyclical", "one
 
 Beta = float | Callable[[float], float]
 
-# The one-cycle rate: from 1/25 of the highest up to it over the first 30 % of steps, then down to 1e-4 of where it began.
+# The one-cycle rate: from 1/25 of the highest up to it in 30 % of the steps, then down to 1e-4 of where it began.
 CYCLE_RISE, CYCLE_START, CYCLE_END = 0.3, 1 / 25, 1 / 25 * 1e-4
 
 

@@ -36,7 +36,7 @@ class Progress:
         evaluations_since_best: evaluations of the held-out data since then.
         finishing: the last step is done; final variances and evaluations may be missing.
         variances_set: variances are final.
-        restored_epoch: epoch of the weights that were put back because they were the best; None where the last ones stay.
+        restored_epoch: epoch of the best weights, where these were put back; None where the last ones stay.
         stopped: why training ended before its last epoch; None where it has not.
         finished: nothing is left to do.
         seconds: time spent, over all interruptions.

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from vaentropy._typing import Float, Tensor
+from vaentropy._typing import Bool, Float, Tensor
 from vaentropy.expectation import Nodes
 from vaentropy.vae import VAE, ElboTerms
 
@@ -18,7 +18,7 @@ def training_step(
     nodes: Nodes,
     optimizer: torch.optim.Optimizer,
     *,
-    observed: Tensor | None = None,
+    observed: Bool[Tensor, "B *data"] | None = None,
     beta: float = 1.0,
     adapt: float = 0.0,
     clip_norm: float | None = None,
@@ -27,15 +27,17 @@ def training_step(
 
     Args:
         model: changed in place.
-        x: (B, *data_shape).
+        x: (B, *data_shape), finite; where a value is missing, what the encoder sees in its place.
         nodes: noise and weights of the expectation.
         optimizer: holds the parameters that are learned by gradient.
+        observed: which entries of x count in the likelihood; None means all.
         beta: weight of the KL term.
         adapt: how far analytic variances move, see `VAE.elbo_terms`; 0 where they are learned by gradient.
         clip_norm: largest norm of the gradient; None does not clip.
     """
     optimizer.zero_grad(set_to_none=True)
-    terms = model.elbo_terms(x, nodes.noise, None if nodes.uniform else nodes.weights, adapt=adapt)
+    weights = None if nodes.uniform else nodes.weights
+    terms = model.elbo_terms(x, nodes.noise, weights, observed=observed, adapt=adapt)
     loss = beta * terms.kl.sum(-1).mean() - terms.reconstruction.mean()
     if model.columns == "penalty":
         loss = loss + model.penalty()
