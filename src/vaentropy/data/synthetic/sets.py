@@ -72,24 +72,24 @@ TOY = 50_000, 0.5
 STREAM = 300_000, 0.0  # 100,000 per segment; a stream is there to be learned as it comes
 
 SETS: dict[str, SyntheticSet] = {
-    "pca": SyntheticSet(_with_truth(pca), *PCA, "x = W z + b + 0.1 eps in 10 dimensions, 2 latent, not rescaled"),
-    "pca-ring": SyntheticSet(_pca_ring, *PCA, "as pca with z/10 + z/||z|| in place of z, not rescaled"),
-    "1d-gauss": SyntheticSet(_with_truth(gauss_1d), *TOY, "standard normal in 1 dimension, not rescaled"),
-    "line": SyntheticSet(_plain(line), *TOY, "segment from (0, 2) to (3, 6.5), noise 0.05, not rescaled"),
-    "circle": SyntheticSet(_plain(circle), *TOY, "unit circle in 2 dimensions, noise 0.05, not rescaled"),
-    "eight": SyntheticSet(_plain(eight), *TOY, "lying eight in 2 dimensions, 1 wide, noise 0.05, not rescaled"),
+    "pca": SyntheticSet(_with_truth(pca), *PCA, "x = W z + b + 0.1 eps in 10 dimensions, 2 latent"),
+    "pca-ring": SyntheticSet(_pca_ring, *PCA, "as pca with z/10 + z/||z|| in place of z"),
+    "1d-gauss": SyntheticSet(_with_truth(gauss_1d), *TOY, "standard normal in 1 dimension"),
+    "line": SyntheticSet(_plain(line), *TOY, "segment from (0, 2) to (3, 6.5), noise 0.05"),
+    "circle": SyntheticSet(_plain(circle), *TOY, "unit circle in 2 dimensions, noise 0.05"),
+    "eight": SyntheticSet(_plain(eight), *TOY, "lying eight in 2 dimensions, 1 wide, noise 0.05"),
     "eight-gauss": SyntheticSet(
-        _eight_gauss, *TOY, "8 Gaussians with deviation 0.05 on a circle of radius 0.4, not rescaled"
+        _eight_gauss, *TOY, "8 Gaussians with deviation 0.05 on a circle of radius 0.4"
     ),
-    "cosine": SyntheticSet(_plain(cosine), *TOY, "(t, 1 + cos t) for t in [0, 3π], noise 0.05, not rescaled"),
+    "cosine": SyntheticSet(_plain(cosine), *TOY, "(t, 1 + cos t) for t in [0, 3π], noise 0.05"),
     "swiss-roll": SyntheticSet(
-        _plain(swiss_roll), *TOY, "Swiss roll in 3 dimensions, 25 wide, noise 0.05, not rescaled"
+        _plain(swiss_roll), *TOY, "Swiss roll in 3 dimensions, 25 wide, noise 0.05"
     ),
     "spiral-3d": SyntheticSet(
-        _plain(spiral_3d), *TOY, "a turn of a slanted helix in 3 dimensions, noise 0.05, not rescaled"
+        _plain(spiral_3d), *TOY, "a turn of a slanted helix in 3 dimensions, noise 0.05"
     ),
-    "manifold": SyntheticSet(_plain(manifold), *TOY, "curved 10-dimensional manifold in 100, noise 0.01, not rescaled"),
+    "manifold": SyntheticSet(_plain(manifold), *TOY, "curved 10-dimensional manifold in 100, noise 0.01"),
     "streaming": SyntheticSet(
-        _streaming, *STREAM, "6, then 2, then 4 factors in 10 dimensions, noise 0.1, not rescaled"
+        _streaming, *STREAM, "6, then 2, then 4 factors in 10 dimensions, noise 0.1"
     ),
 }
