@@ -80,10 +80,7 @@ class RunConfig:
     threads: int | None = _setting(None, "Of the CPU; default: PyTorch's, or 1 for small networks.")
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for name, kind in hints.items():
-            if not _fits(getattr(self, name), kind):
-                raise UsageError(f"setting {name}: {getattr(self, name)!r} given, expected {EXPECTED[kind]}")
+        _require_types(vars(self))
         for name, allowed in {"model": FAMILIES, "network": NETWORKS, "dtype": DTYPES}.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -133,8 +130,10 @@ class RunConfig:
             if name not in known:
                 raise UsageError(f"{where}: unknown setting {name!r}{nearest(str(name), known)}")
         hints = get_type_hints(cls)
+        ready = {name: _from_yaml(value, hints[name]) for name, value in values.items()}
         try:
-            return cls(**{name: _from_yaml(value, hints[name]) for name, value in values.items()})
+            _require_types(ready)
+            return cls(**ready)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
 
@@ -142,6 +141,13 @@ class RunConfig:
     def defaults(cls) -> dict[str, Any]:
         """The default of each setting."""
         return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+
+
+def _require_types(values: Mapping[str, Any]) -> None:
+    hints = get_type_hints(RunConfig)
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            raise UsageError(f"setting {name}: {value!r} given, expected {EXPECTED[hints[name]]}")
 
 
 def _from_yaml(value: Any, kind: Any) -> Any:

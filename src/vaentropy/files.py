@@ -123,9 +123,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         DataError: it is not valid YAML, or holds something else than settings with names.
     """
-    yaml = _yaml()
+    yaml, text = _yaml(), read_text(path)
     try:
-        values = yaml.safe_load(read_text(path))
+        values = yaml.safe_load(text)
     # A date that does not exist is a ValueError, brackets nested without end a RecursionError, an unhashable key or a
     # malformed number whatever its constructor raises.
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, OverflowError) as error:

@@ -2,14 +2,31 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 
 from vaentropy.errors import DataError, TrainingError, UsageError
-from vaentropy.runs import RunConfig, evaluate_run, load, read_config, to_json, train
+from vaentropy.files import to_json
+from vaentropy.runs import (
+    RunConfig,
+    RunFolder,
+    calibrate_run,
+    describe_run,
+    encode_run,
+    evaluate_run,
+    load,
+    reconstruct_run,
+    resume,
+    sample_run,
+    train,
+)
 
 CONFIG = RunConfig(data="pca", held_out=0.98, model="vae2", latent_dim=3, hidden=(8, 6), epochs=3, seed=4)
 
@@ -19,19 +36,25 @@ def run(tmp_path_factory):
     return train(CONFIG, out=tmp_path_factory.mktemp("runs") / "one")
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.fixture
 def copy_of_run(run, tmp_path):
     return shutil.copytree(run.folder, tmp_path / "copy")
 
 
 def test_a_run_leaves_its_files_and_nothing_half_written(run):
-    names = {path.name for path in run.folder.iterdir()}
-    assert names == {"config.yaml", "manifest.json", "history.jsonl", "evaluation.json", "model.safetensors"}
+    names = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
+    whole = {"config.yaml", "manifest.json", "history.jsonl", "evaluation.json", "model.safetensors"}
+    states = {"checkpoints/best.safetensors", f"checkpoints/step-{run.history['step'][-1]:09d}.safetensors"}
+    assert names == whole | states | {"scaling.safetensors", ".lock"}
 
 
 def test_the_config_repeats_the_run(run, tmp_path):
-    assert read_config(run.folder) == CONFIG
-    again = train(read_config(run.folder), out=tmp_path / "again")
+    assert RunFolder(run.folder).config() == CONFIG
+    again = train(RunFolder(run.folder).config(), out=tmp_path / "again")
     for name, tensor in run.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
 
@@ -60,19 +83,22 @@ def test_history_and_manifest(run):
     rows = [json.loads(line) for line in (run.folder / "history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     manifest = json.loads((run.folder / "manifest.json").read_text())
-    assert manifest["schema_version"] == 1 and manifest["data"]["data_shape"] == [10]
+    assert (
+        manifest["schema_version"] == 2 and manifest["status"] == "finished"
+    assert manifest["data"]["data_shape"] == [10]
+    )
     assert len(manifest["data"]["sha256_train"]) == 64
 
 
 def test_a_folder_in_use_is_not_touched(run):
-    before = {path: path.read_bytes() for path in run.folder.iterdir()}
-    with pytest.raises(UsageError, match="exists and is not an empty folder"):
+    before = contents(run.folder)
+    with pytest.raises(UsageError, match=r"holds a run; go on with it by --resume .*, replace it with --overwrite"):
         train(CONFIG, out=run.folder)
-    assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
+    assert contents(run.folder) == before
 
 
-def test_a_run_that_fails_leaves_no_folder(tmp_path):
-    diverging = replace(CONFIG, epochs=30, learning_rate=1e8, schedule="constant", variances="learned")
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_no_folder(tmp_path):
+    diverging = replace(CONFIG, epochs=30, learning_rate=1e9, schedule="constant", variances="learned")
     with pytest.raises(TrainingError):
         train(diverging, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -148,13 +174,219 @@ def test_json_has_no_nan():
 
 
 def test_data_that_changed_since_training_are_noticed(tmp_path):
-    import numpy as np
-
     path = tmp_path / "mine.npy"
     np.save(path, np.random.default_rng(0).normal(size=(60, 3)))
     run = train(replace(CONFIG, data=str(path), held_out=0.2), out=tmp_path / "run")
     assert set(evaluate_run(run.folder)) == {"train", "held_out"}
     np.save(path, np.random.default_rng(1).normal(size=(60, 3)))
-    with pytest.raises(DataError, match="has changed since the run was trained on it"):
+    with pytest.raises(DataError, match=r"mine\.npy has changed since .* was trained on it"):
         evaluate_run(run.folder)
     assert set(evaluate_run(run.folder, data=str(path))) == {"data"}
+
+
+# --- resuming, overwriting, the lock
+
+
+def test_an_interrupted_run_is_resumed_to_the_same_end(run, tmp_path, monkeypatch):
+    from vaentropy.training import loop
+
+    class Cut(Exception):
+        pass
+
+    real, done = loop.training_step, 0
+
+    def step(*args, **options):
+        nonlocal done
+        done += 1
+        if done == 5:
+            raise Cut
+        return real(*args, **options)
+
+    config = replace(CONFIG, checkpoint_every=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "training_step", step)
+        with pytest.raises(Cut):
+            train(config, out=tmp_path / "run")
+    assert describe_run(tmp_path / "run")["status"] == "running"
+    with pytest.raises(DataError, match=r"is no finished run: it has no model\.safetensors"):
+        load(tmp_path / "run")
+    again = resume(tmp_path / "run")
+    for name, tensor in run.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
+    about = describe_run(tmp_path / "run")
+    assert about["status"] == "finished" and about["epochs"] == "3 of 3"
+    # Resuming what is finished changes nothing.
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert resume(tmp_path / "run").history.train.elbo == again.history.train.elbo
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+def test_a_run_that_fails_later_keeps_what_it_has(tmp_path, monkeypatch):
+    from vaentropy.training import loop
+
+    real, done = loop.training_step, 0
+
+    def step(model, *args, **options):
+        nonlocal done
+        terms = real(model, *args, **options)
+        done += 1
+        if done > 4:
+            with torch.no_grad():
+                model.latent_mean.weight.fill_(float("nan"))
+        return terms
+
+    monkeypatch.setattr(loop, "training_step", step)
+    with pytest.raises(TrainingError):
+        train(replace(CONFIG, checkpoint_every=2, batch_size=100), out=tmp_path / "run")
+    about = describe_run(tmp_path / "run")
+    assert about["status"].startswith("failed: the ELBO became") and about["checkpoints"] == [4, 2]
+
+
+def test_only_a_run_is_overwritten_and_only_its_files_go(copy_of_run, tmp_path):
+    (copy_of_run / "notes.txt").write_text("mine")
+    again = train(replace(CONFIG, epochs=1), out=copy_of_run, overwrite=True)
+    assert (copy_of_run / "notes.txt").read_text() == "mine" and len(again.history) == 1
+    assert RunFolder(copy_of_run).config().epochs == 1
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "manifest.json").write_text("mine")
+    with pytest.raises(UsageError, match="exists and is not an empty folder"):
+        train(CONFIG, out=other, overwrite=True)
+    assert (other / "manifest.json").read_text() == "mine"
+
+
+def test_what_a_run_leaves_that_was_killed_at_once_is_no_obstacle(tmp_path):
+    (tmp_path / ".lock").write_text("")
+    (tmp_path / "config.yaml.partial").write_text("da")
+    assert train(replace(CONFIG, epochs=1), out=tmp_path).folder == tmp_path
+
+
+def test_a_second_process_is_kept_out(run):
+    code = f"from vaentropy.runs import resume; resume({str(run.folder)!r})"
+    with RunFolder(run.folder).locked():
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "is in use by another process" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "model.safetensors", "manifest.json", "history.jsonl", "checkpoints"])
+def test_links_that_lead_out_of_the_folder_are_refused(copy_of_run, tmp_path, name):
+    outside = tmp_path / "outside"
+    (copy_of_run / name).rename(outside)
+    (copy_of_run / name).symlink_to(outside)
+    before = contents(tmp_path)
+    with pytest.raises(DataError, match="leads out of the run's folder"):
+        resume(copy_of_run)
+    assert contents(tmp_path) == before
+
+
+def test_a_newer_schema_is_refused(copy_of_run):
+    manifest = json.loads((copy_of_run / "manifest.json").read_text())
+    (copy_of_run / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 99}))
+    (copy_of_run / "config.yaml").write_text("a_setting_of_the_future: 1")
+    for use in (load, resume, evaluate_run, describe_run):
+        with pytest.raises(DataError, match=r"was made by a newer vaentropy \(schema 99"):
+            use(copy_of_run)
+
+
+# --- the other verbs
+
+
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory):
+    """A run on data far from 0, standardised."""
+    folder = tmp_path_factory.mktemp("scaled")
+    x = np.random.default_rng(0).normal(size=(200, 4)) * [1, 10, 100, 1000] + 5000
+    np.save(folder / "x.npy", x)
+    config = RunConfig(data=str(folder / "x.npy"), scale="standard", latent_dim=2, hidden=(8,), epochs=20)
+    return train(config, out=folder / "run"), x
+
+
+def test_evaluations_say_the_elbo_in_the_units_of_the_file(scaled):
+    run, _ = scaled
+    parts = evaluate_run(run.folder)
+    scale = torch.as_tensor(run.data.scaling.scale)
+    assert parts["train"].data_elbo == pytest.approx(parts["train"].elbo - float(scale.log().sum()), abs=1e-9)
+    assert parts["held_out"].elbo == run.history.held_out.elbo
+    # The scaling is that of the training rows, also for other data.
+    same_rows = evaluate_run(run.folder, data=str(run.folder.parent / "x.npy"))["data"]
+    both = (parts["train"].elbo * 180 + parts["held_out"].elbo * 20) / 200
+    assert same_rows.num_points == 200 and same_rows.elbo == pytest.approx(both, abs=0.2)
+
+
+@pytest.mark.parametrize("ending", ["npy", "csv", "parquet"])
+def test_encode_writes_posteriors_row_by_row(scaled, tmp_path, ending):
+    run, x = scaled
+    out = tmp_path / f"z.{ending}"
+    assert encode_run(run.folder, out, variance=True) == 200
+    read = {"npy": np.load, "csv": pd.read_csv, "parquet": pd.read_parquet}[ending](out)
+    if ending != "npy":
+        assert list(read.columns) == ["mean_0", "mean_1", "variance_0", "variance_1"]
+    q = load(run.folder).posterior(run.data.scaling.apply(torch.from_numpy(x)).float())
+    expected = torch.cat([q.mean, q.variance], -1).detach().numpy()
+    np.testing.assert_allclose(np.asarray(read), expected, rtol=1e-5, atol=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    with pytest.raises(UsageError, match=r"exists; name another file with --out, or replace it with --overwrite"):
+        encode_run(run.folder, out)
+    assert encode_run(run.folder, out, overwrite=True) == 200
+
+
+def test_reconstructions_and_samples_are_in_the_units_of_the_file(scaled, tmp_path):
+    run, x = scaled
+    reconstruct_run(run.folder, tmp_path / "x.npy")
+    model, scaling = load(run.folder), run.data.scaling
+    expected = scaling.undo(model.reconstruct(scaling.apply(torch.from_numpy(x)).float()))
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), expected.numpy(), rtol=1e-5)
+    sample_run(run.folder, tmp_path / "s.npy", 500, noise=True, seed=3)
+    samples = np.load(tmp_path / "s.npy")
+    assert samples.shape == (500, 4)
+    np.testing.assert_allclose(samples.mean(0), x.mean(0), rtol=0.1)
+    np.testing.assert_allclose(samples.std(0), x.std(0), rtol=0.3)
+
+
+def test_an_interrupted_output_leaves_nothing(scaled, tmp_path, monkeypatch):
+    run, _ = scaled
+    with pytest.raises(KeyboardInterrupt):
+        encode_run(run.folder, tmp_path / "z.csv", on_batch=lambda rows: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calibrate_leaves_a_run_with_optimal_variances(tmp_path):
+    run = train(replace(CONFIG, variances="learned", epochs=2), out=tmp_path / "run")
+    before = contents(run.folder)
+    folder, old, new = calibrate_run(run.folder, out=tmp_path / "calibrated")
+    assert contents(run.folder) == before
+    assert new.elbo > old.elbo + 0.05 and abs(new.gap) < 0.03 < abs(old.gap)
+    assert new.elbo == pytest.approx(old.elbo + old.gains.variance + float(old.gains.prior_variance.sum()), abs=0.05)
+    assert evaluate_run(folder)["train"].elbo == pytest.approx(new.elbo, abs=0.05)
+    assert describe_run(folder)["manifest"]["calibrated_from"] == str(run.folder)
+    with pytest.raises(UsageError, match="holds a run"):
+        calibrate_run(run.folder, out=folder)
+    with pytest.raises(UsageError, match="expected another one than that of the run itself"):
+        calibrate_run(run.folder, out=run.folder, overwrite=True)
+    assert contents(run.folder) == before
+
+
+def test_a_fixed_variance_cannot_be_calibrated(tmp_path):
+    run = train(replace(CONFIG, model="vae0", epochs=1), out=tmp_path / "run")
+    with pytest.raises(UsageError, match=r"σ² is fixed at 1\.0"):
+        calibrate_run(run.folder, out=tmp_path / "calibrated")
+    assert not (tmp_path / "calibrated").exists()
+
+
+def test_missing_values_streams_and_convolutions_go_through_a_run(tmp_path):
+    x = np.random.default_rng(0).normal(size=(400, 3))
+    x[np.random.default_rng(1).random(x.shape) < 0.2] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    config = RunConfig(
+        data=str(tmp_path / "x.npy"), missing="ignore", scale="standard", stream=True, epochs=3, hidden=(8,)
+    )
+    run = train(config, out=tmp_path / "run")
+    assert run.history.train.observed_fraction.mean() == pytest.approx(0.8, abs=0.05)
+    assert evaluate_run(run.folder)["train"].elbo == run.history.train.elbo
+    assert encode_run(run.folder, tmp_path / "z.npy") == 400
+    images = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    config = RunConfig(data=str(tmp_path / "images.npy"), network="conv", hidden=(4, 8), dequantise=True, epochs=2)
+    run = train(config, out=tmp_path / "conv")
+    assert run.history.train.bits_per_dim > 0 and reconstruct_run(run.folder, tmp_path / "r.npy") == 60
+    assert np.load(tmp_path / "r.npy").shape == (60, 1, 8, 8)

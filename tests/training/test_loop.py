@@ -207,7 +207,9 @@ def test_a_source_is_trained_on_like_a_tensor(x):
 def test_a_data_loader_is_taken_with_its_own_batches(x):
     labelled = TensorDataset(x, torch.zeros(len(x)))
     model = make()
-    history = fit(model, DataLoader(labelled, batch_size=25), held_out=DataLoader(TensorDataset(x), batch_size=40), epochs=2)
+    history = fit(
+        model, DataLoader(labelled, batch_size=25), held_out=DataLoader(TensorDataset(x), batch_size=40), epochs=2
+    )
     assert history["step"] == [8, 16] and history.train.num_points == 200
     assert history.train.elbo == pytest.approx(evaluate(model, x).elbo, abs=0.1)
 

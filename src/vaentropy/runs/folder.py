@@ -208,9 +208,9 @@ class RunFolder:
         Raises:
             DataError: there is none, it cannot be read, or a newer vaentropy made it.
         """
-        path = self.path / "manifest.json"
+        path, text = self.path / "manifest.json", self.text("manifest.json")
         try:
-            manifest = json.loads(self.text("manifest.json"))
+            manifest = json.loads(text)
             version = manifest["schema_version"]
             if not isinstance(manifest, dict) or isinstance(version, bool) or not isinstance(version, int):
                 raise ValueError("no schema_version")
@@ -229,8 +229,9 @@ class RunFolder:
         Raises:
             DataError: the manifest does not say.
         """
+        manifest = self.manifest()
         try:
-            shape = tuple(self.manifest()["data"]["data_shape"])
+            shape = tuple(manifest["data"]["data_shape"])
             if not shape or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
                 raise ValueError(shape)
         except (KeyError, TypeError, ValueError) as error:

@@ -127,6 +127,9 @@ def _train(
     folder: RunFolder, config: RunConfig, data: Dataset, model: VAE, *, resume: bool, progress: bool | None
 ) -> Run:
     start = time.perf_counter()
+    for name in ("history.jsonl", "checkpoints", "model.safetensors"):
+        # Nothing is written through a link that leads out of the folder.
+        folder.file(name)
     folder.write_scaling(data.scaling)
     folder.write_json("manifest.json", _manifest(model, data, "running"))
     try:

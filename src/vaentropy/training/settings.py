@@ -28,8 +28,8 @@ class Settings:
     epochs: int = 100
     batch_size: int = 200
     learning_rate: float = 5e-3
-    schedule: Schedule = "one_cycle"
-    variances: Variances = "analytic"
+    schedule: str = "one_cycle"
+    variances: str = "analytic"
     variance_learning_rate: float | None = None
     variance_momentum: float = 0.9
     beta: Beta = 1.0
@@ -40,7 +40,7 @@ class Settings:
     patience: int | None = None
     plateau: float | None = None
     max_rollbacks: int = 3
-    missing: Literal["error", "ignore"] = "error"
+    missing: str = "error"
     seed: int = 0
 
     def __post_init__(self) -> None:

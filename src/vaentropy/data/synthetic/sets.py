@@ -78,18 +78,10 @@ SETS: dict[str, SyntheticSet] = {
     "line": SyntheticSet(_plain(line), *TOY, "segment from (0, 2) to (3, 6.5), noise 0.05"),
     "circle": SyntheticSet(_plain(circle), *TOY, "unit circle in 2 dimensions, noise 0.05"),
     "eight": SyntheticSet(_plain(eight), *TOY, "lying eight in 2 dimensions, 1 wide, noise 0.05"),
-    "eight-gauss": SyntheticSet(
-        _eight_gauss, *TOY, "8 Gaussians with deviation 0.05 on a circle of radius 0.4"
-    ),
+    "eight-gauss": SyntheticSet(_eight_gauss, *TOY, "8 Gaussians with deviation 0.05 on a circle of radius 0.4"),
     "cosine": SyntheticSet(_plain(cosine), *TOY, "(t, 1 + cos t) for t in [0, 3π], noise 0.05"),
-    "swiss-roll": SyntheticSet(
-        _plain(swiss_roll), *TOY, "Swiss roll in 3 dimensions, 25 wide, noise 0.05"
-    ),
-    "spiral-3d": SyntheticSet(
-        _plain(spiral_3d), *TOY, "a turn of a slanted helix in 3 dimensions, noise 0.05"
-    ),
+    "swiss-roll": SyntheticSet(_plain(swiss_roll), *TOY, "Swiss roll in 3 dimensions, 25 wide, noise 0.05"),
+    "spiral-3d": SyntheticSet(_plain(spiral_3d), *TOY, "a turn of a slanted helix in 3 dimensions, noise 0.05"),
     "manifold": SyntheticSet(_plain(manifold), *TOY, "curved 10-dimensional manifold in 100, noise 0.01"),
-    "streaming": SyntheticSet(
-        _streaming, *STREAM, "6, then 2, then 4 factors in 10 dimensions, noise 0.1"
-    ),
+    "streaming": SyntheticSet(_streaming, *STREAM, "6, then 2, then 4 factors in 10 dimensions, noise 0.1"),
 }
