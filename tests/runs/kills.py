@@ -17,13 +17,16 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import torch._dynamo  # noqa: F401  # which the optimiser imports: once, before the forks
 from safetensors.torch import load_file
 
-from vaentropy import runs  # noqa: F401  # imported once, before the forks
+from vaentropy import runs  # noqa: F401  # likewise
 from vaentropy.cli import main as command
 from vaentropy.files import ASIDE, read_tensors
 
-SETTINGS = ["pca", "--held-out", "0.98", "--epochs", "40", "--batch-size", "100", "--hidden", "8", "--checkpoint-every"]
+EPOCHS = 40
+SETTINGS = ["--epochs", str(EPOCHS), "--batch-size", "100", "--hidden", "8", "--latent-dim", "2", "--checkpoint-every"]
 LONGEST = 0.7  # seconds that an attempt lives at most
 
 
@@ -73,16 +76,18 @@ def ending(run: Path) -> tuple[dict, list]:
 def main(kills: int, every: str, seed: int) -> dict:
     chance, made, when, endings = random.Random(seed), 0, Counter(), 0
     with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "whole"
-        attempt(["train", *SETTINGS, every, "--out", str(whole)], None)
+        data, whole = Path(folder) / "data.npy", Path(folder) / "whole"
+        np.save(data, np.random.default_rng(0).normal(size=(500, 10)))
+        settings = [str(data), *SETTINGS, every]
+        attempt(["train", *settings, "--out", str(whole)], None)
         weights, rows = ending(whole)
-        assert len(rows) == 40
+        assert len(rows) == EPOCHS
         while made < kills:
             run = Path(folder) / f"run-{endings}"
             killed = True
             while killed:
                 known = (run / "config.yaml").exists()
-                arguments = ["--resume", str(run)] if known else [*SETTINGS, every, "--out", str(run)]
+                arguments = ["--resume", str(run)] if known else [*settings, "--out", str(run)]
                 killed = attempt(["train", *arguments], chance.uniform(0, LONGEST) if made < kills else None)
                 if killed:
                     made += 1

@@ -83,10 +83,8 @@ def test_history_and_manifest(run):
     rows = [json.loads(line) for line in (run.folder / "history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     manifest = json.loads((run.folder / "manifest.json").read_text())
-    assert (
-        manifest["schema_version"] == 2 and manifest["status"] == "finished"
+    assert manifest["schema_version"] == 2 and manifest["status"] == "finished"
     assert manifest["data"]["data_shape"] == [10]
-    )
     assert len(manifest["data"]["sha256_train"]) == 64
 
 
