@@ -269,17 +269,18 @@ def test_the_theorem_holds_for_observed_values(variance):
     layers = (nn.Flatten(), nn.Identity())
     model = VAE(*layers, data_shape=4, latent_dim=1, decoder_features=1, likelihood=Gaussian(variance)).double()
     x = torch.randn(60, 1, dtype=F64) @ torch.randn(1, 4, dtype=F64) + 0.5 * torch.randn(60, 4, dtype=F64)
-    observed, nodes = torch.rand(60, 4) > 0.3, nodes_of(FROZEN, 60, (1,))
+    observed, expectation = torch.rand(60, 4) > 0.3, Frozen(1, 8)
+    nodes = nodes_of(expectation, 60, (1,))
     filled = torch.where(observed, x, 0.0)
 
     def loss():
         return -model.elbo_terms(filled, nodes.noise, nodes.weights, observed=observed).elbo.mean()
 
-    assert descend(loss, list(model.parameters())).gradient_norm < 1e-9
-    e = evaluate(model, torch.where(observed, x, math.nan), missing="ignore", expectation=FROZEN)
-    assert close(e.elbo, e.entropy_sum, size(e), 1e-9) and close(e.prior_gap, 0.0, 1.0, 1e-9)
-    assert close(e.decoder_gap, 0.0, 1.0, 1e-9)
-    assert variance == "shared" or close(e.decoder_residuals, [0.0] * 4, 1.0, 1e-9)
+    assert descend(loss, list(model.parameters())).gradient_norm < 1e-8
+    e = evaluate(model, torch.where(observed, x, math.nan), missing="ignore", expectation=expectation)
+    assert close(e.elbo, e.entropy_sum, size(e), 1e-7) and close(e.prior_gap, 0.0, 1.0, 1e-7)
+    assert close(e.decoder_gap, 0.0, 1.0, 1e-7)
+    assert variance == "shared" or close(e.decoder_residuals, [0.0] * 4, 1.0, 1e-7)
 
 
 # --- Errors of the estimates ------------------------------------------------------------------------------------------
