@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from torch import nn
 from torch.distributions import MultivariateNormal, Normal
 
 from vaentropy.calibration import calibrate, optimal_factors
@@ -15,8 +16,11 @@ from vaentropy.distributions import DiagonalNormal
 from vaentropy.errors import DataError, UnsupportedError, UsageError
 from vaentropy.evaluation import _check_options, evaluate
 from vaentropy.expectation import Frozen, GaussHermite, MonteCarlo
+from vaentropy.likelihoods import Gaussian
 from vaentropy.model import from_functions
 from vaentropy.results import Evaluation
+from vaentropy.studies.stationary import descend
+from vaentropy.vae import VAE
 
 from .models import F64, LIKELIHOODS, NORMAL_LIKELIHOODS, Recording, Toy, as_torch, base_of, close, nodes_of
 
@@ -256,6 +260,27 @@ def test_calibrating_reaches_the_entropy_sum_and_gains_what_was_announced(likeli
     if before.variance_kind == "shared" and not each:
         variance = calibrated.likelihood(torch.zeros(1, 2, dtype=F64)).variance[0, 0]
         assert close(variance, before.optimal_variance, scale)
+
+
+@pytest.mark.parametrize("variance", ["shared", "per_feature", "function"])
+def test_the_theorem_holds_for_observed_values(variance):
+    # At a stationary point of the ELBO of observed values it is the entropy sum, each residual as it should be.
+    torch.manual_seed(0)
+    layers = (nn.Flatten(), nn.Identity())
+    model = VAE(*layers, data_shape=4, latent_dim=1, decoder_features=1, likelihood=Gaussian(variance)).double()
+    x = torch.randn(60, 1, dtype=F64) @ torch.randn(1, 4, dtype=F64) + 0.5 * torch.randn(60, 4, dtype=F64)
+    observed, expectation = torch.rand(60, 4) > 0.3, Frozen(1, 8)
+    nodes = nodes_of(expectation, 60, (1,))
+    filled = torch.where(observed, x, 0.0)
+
+    def loss():
+        return -model.elbo_terms(filled, nodes.noise, nodes.weights, observed=observed).elbo.mean()
+
+    assert descend(loss, list(model.parameters())).gradient_norm < 1e-8
+    e = evaluate(model, torch.where(observed, x, math.nan), missing="ignore", expectation=expectation)
+    assert close(e.elbo, e.entropy_sum, size(e), 1e-7) and close(e.prior_gap, 0.0, 1.0, 1e-7)
+    assert close(e.decoder_gap, 0.0, 1.0, 1e-7)
+    assert variance == "shared" or close(e.decoder_residuals, [0.0] * 4, 1.0, 1e-7)
 
 
 # --- Errors of the estimates ------------------------------------------------------------------------------------------
