@@ -160,10 +160,12 @@ def _fit(
         whole_numbers = not any(source.dtype.is_floating_point for source in (train, held_out))
         return Scaling.by(divisor, dequantised=dequantise), whole_numbers and largest(train.dtype) <= largest(dtype)
     totals = Totals(train.data_shape), Totals(train.data_shape)
-    for shards in shards_of_both(train, held_out):
-        for total, shard in zip(totals, shards, strict=True):
-            if shard is not None:
-                total.add(shard)
+    for shard, held_out_shard in shards_of_both(train, held_out):
+        if shard is not None:
+            totals[0].add(shard)
+        if held_out_shard is not None:
+            totals[1].add(held_out_shard)
+        del shard, held_out_shard  # before the next ones are read
     scaling = Scaling.fit(scale, totals[0].read(train), dequantised=dequantise)  # type: ignore[arg-type]
     bad = ~(scaling.shift.isfinite() & scaling.scale.isfinite())
     if bool(bad.any()):

@@ -20,6 +20,7 @@ PARQUET = "a Parquet file"
 # is left whole up to 24 columns: to read a slice, all that is in front of it has to be read.
 MAX_SHARD_BYTES = 192 * 2**20
 BATCH_VALUES = 2**20  # decoded at a time, so that little is in memory beside the rows that are asked for
+BUFFER_BYTES = 2**18  # of each column, in front of decoding; else whole row groups would be in memory
 MAX_SHARDS = 10**6  # a damaged file may declare any number of rows
 
 
@@ -119,7 +120,7 @@ class _Reader:
     """Reads a row group forwards; slices in their order cost one pass."""
 
     def __init__(self, piece: _Piece, columns: Any):
-        self._file = _pyarrow().parquet.ParquetFile(piece.path)
+        self._file = _pyarrow().parquet.ParquetFile(piece.path, buffer_size=BUFFER_BYTES, pre_buffer=False)
         self._group = (piece.path, piece.group)
         self.rows_left = self._file.metadata.row_group(piece.group).num_rows
         self._position, self._rest = 0, None

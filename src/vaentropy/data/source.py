@@ -156,8 +156,7 @@ def shards_of_both(train: Source, held_out: Source) -> Iterator[tuple[Tensor | N
     if isinstance(train, Part) and isinstance(held_out, Part) and train.source is held_out.source:
         for shard, size in enumerate(train.source.shard_sizes):
             if size:
-                x = train.source.read(shard)
-                yield train.choose(x, shard), held_out.choose(x, shard)
+                yield _chosen(train, held_out, shard)
         return
     for x in train:
         yield x, None
@@ -165,18 +164,30 @@ def shards_of_both(train: Source, held_out: Source) -> Iterator[tuple[Tensor | N
         yield None, x
 
 
+def _chosen(train: Part, held_out: Part, shard: int) -> tuple[Tensor, Tensor]:
+    # In a function of its own, so that the shard is not in memory while the next one is read.
+    x = train.source.read(shard)
+    return train.choose(x, shard), held_out.choose(x, shard)
+
+
 def resident(train: Source, held_out: Source) -> tuple[Tensor, Tensor]:
     """All rows of both in memory, each (N, *data_shape) of its dtype, without a second copy of them on the way."""
     parts = tuple(
         torch.empty(len(part), *part.data_shape, dtype=part.dtype, device="cpu") for part in (train, held_out)
     )
-    filled = [0, 0]
+    rows = [0, 0]
     for shards in shards_of_both(train, held_out):
-        for which, shard in enumerate(shards):
-            if shard is not None:
-                parts[which][filled[which] : filled[which] + len(shard)] = shard
-                filled[which] += len(shard)
+        rows = [_put(shard, x, row) for shard, x, row in zip(shards, parts, rows, strict=True)]
+        del shards  # before the next ones are read
     return parts[0], parts[1]
+
+
+def _put(shard: Tensor | None, into: Tensor, row: int) -> int:
+    """Copy rows to where they belong; returns the row after them."""
+    if shard is None:
+        return row
+    into[row : row + len(shard)] = shard
+    return row + len(shard)
 
 
 def column_name(source: Source, index: Sequence[int]) -> str:

@@ -1,12 +1,14 @@
 """From rows as stored to rows as the model sees them: checks, uniform noise, scaling. All of it happens on reading."""
 
+import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vaentropy.data.scaling import Scaling
-from vaentropy.data.source import Mapped, Source, column_name
+from vaentropy.data.source import Mapped, Source, column_name, rows_per_shard
 from vaentropy.errors import DataError
 from vaentropy.seeding import generator_of
 
@@ -37,13 +39,14 @@ def checked(source: Source, missing: Missing, *, whole: bool = False) -> Source:
         return source
 
     def check(x: Tensor, shard: int) -> Tensor:
-        bad = x.isinf() if missing == "ignore" else ~x.isfinite()
-        if bool(bad.any()):
-            raise _not_finite(source, shard, x, bad)
-        if whole and bool((bad := (x != x.floor()) & ~x.isnan()).any()):
-            where, value = _first(source, shard, x, bad)
-            how = "noise is added to counts and pixel values only; do without dequantise"
-            raise DataError(f"{where} is {value}, expected whole numbers: {how}")
+        for first, rows in _pieces(x):
+            bad = rows.isinf() if missing == "ignore" else ~rows.isfinite()
+            if bool(bad.any()):
+                raise _not_finite(source, shard, rows, bad, first)
+            if whole and bool((bad := (rows != rows.floor()) & ~rows.isnan()).any()):
+                where, value = _first(source, shard, rows, bad, first)
+                how = "noise is added to counts and pixel values only; do without dequantise"
+                raise DataError(f"{where} is {value}, expected whole numbers: {how}")
         return x
 
     return Mapped(source, check)
@@ -76,12 +79,15 @@ def scaled(source: Source, scaling: Scaling, dtype: torch.dtype) -> Source:
     """
 
     def scale(x: Tensor, shard: int) -> Tensor:
-        y = x.to(dtype) if scaling.trivial else scaling.apply(x).to(dtype)
-        if bool((bad := y.isinf()).any()):
-            where, value = _first(source, shard, x, bad)
-            name = str(dtype).removeprefix("torch.")
-            how = "pass dtype=torch.float64 or another scale, or correct it"
-            raise DataError(f"{where} is inf in {name} ({value} as stored), expected a finite value; {how}")
+        y = torch.empty(x.shape, dtype=dtype, device="cpu")
+        for first, rows in _pieces(x):
+            result = y[first : first + len(rows)]
+            result.copy_(rows if scaling.trivial else scaling.apply(rows))
+            if bool((bad := result.isinf()).any()):
+                where, value = _first(source, shard, rows, bad, first)
+                name = str(dtype).removeprefix("torch.")
+                how = "pass dtype=torch.float64 or another scale, or correct it"
+                raise DataError(f"{where} is inf in {name} ({value} as stored), expected a finite value; {how}")
         return y
 
     if scaling.trivial and source.dtype == dtype:
@@ -89,18 +95,24 @@ def scaled(source: Source, scaling: Scaling, dtype: torch.dtype) -> Source:
     return Mapped(source, scale, dtype)
 
 
-def _first(source: Source, shard: int, x: Tensor, bad: Tensor) -> tuple[str, float]:
-    """Place and value of the first offender."""
+def _pieces(x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Rows in pieces, each after the number of its first row: what is computed on the way then takes little memory."""
+    step = rows_per_shard(x.shape[1:])
+    return ((first, x[first : first + step]) for first in range(0, len(x), step))
+
+
+def _first(source: Source, shard: int, x: Tensor, bad: Tensor, first_row: int) -> tuple[str, float]:
+    """Place and value of the first offender in a piece of a shard that begins with its row `first_row`."""
     row, *column = bad.nonzero()[0].tolist()
     name, first = source.place(shard)
     where = column_name(source, column)
     # "counted from 0" once, at the end, where the column is a number too.
-    place = f"row {first + row} (counted from 0), {where}" if "counted" not in where else f"row {first + row}, {where}"
-    return f"{name}: {place}", float(x[(row, *column)])
+    counted = "" if where.endswith("(counted from 0)") else " (counted from 0)"
+    return f"{name}: row {first + first_row + row}{counted}, {where}", float(x[(row, *column)])
 
 
-def _not_finite(source: Source, shard: int, x: Tensor, bad: Tensor) -> DataError:
-    where, value = _first(source, shard, x, bad)
+def _not_finite(source: Source, shard: int, x: Tensor, bad: Tensor, first_row: int) -> DataError:
+    where, value = _first(source, shard, x, bad, first_row)
     dtype = str(x.dtype).removeprefix("torch.")
-    how = "impute it or drop the row" + (", or pass missing='ignore'" if value != value else "")
+    how = "impute it or drop the row" + (", or pass missing='ignore'" if math.isnan(value) else "")
     return DataError(f"{where} is {value} in {dtype}, expected a finite value; {how}")
