@@ -1,5 +1,6 @@
 """`evaluate`: one pass over data, one set of mergeable sums, every read-out from them."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, get_args
@@ -24,21 +25,29 @@ __all__ = ["evaluate"]
 
 Missing = Literal["error", "ignore"]
 
+VALUES_PER_BATCH = 2**18
+MOST_ROWS = 16_384
 
-def _batches(data: Any, batch_size: int) -> Iterator[Any]:
+
+def _rows_per_batch(data_shape: Sequence[int]) -> int:
+    """As many rows as are worth a forward pass: data of few features would spend their time between the passes."""
+    return max(1, min(MOST_ROWS, VALUES_PER_BATCH // max(1, math.prod(data_shape))))
+
+
+def _batches(data: Any, batch_size: int | None) -> Iterator[Any]:
     if isinstance(data, Tensor | np.ndarray):
         x = as_tensor(data)
         # A single number cannot be split; its own check says so.
-        yield from x.split(batch_size) if x.ndim else [x]
+        yield from x.split(batch_size or _rows_per_batch(x.shape[1:])) if x.ndim else [x]
     elif isinstance(data, Source):
         for shard in data:
-            yield from shard.split(batch_size)
+            yield from shard.split(batch_size or _rows_per_batch(shard.shape[1:]))
     else:
         yield from data
 
 
-def _check_options(batch_size: int, mode: str, missing: str) -> None:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+def _check_options(batch_size: int | None, mode: str, missing: str) -> None:
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise UsageError(f"batch_size={batch_size!r} given, expected a whole number of at least 1")
     if mode not in ("eval", "train"):
         raise UsageError(f"mode={mode!r} given, expected 'eval' or 'train'")
@@ -111,7 +120,7 @@ def evaluate(
     data: Tensor | np.ndarray | Source | Iterable[Any],
     *,
     expectation: Expectation = MonteCarlo(16),
-    batch_size: int = 512,
+    batch_size: int | None = None,
     sample_weight: Tensor | np.ndarray | Sequence[float] | None = None,
     bind: Callable[[Any], tuple[LatentVariableModel, Tensor]] | None = None,
     missing: Missing = "error",
@@ -130,7 +139,7 @@ def evaluate(
         data: (N, *data_shape); a `Source`, read shard by shard; or an iterable of batches (a DataLoader), of which
             [data, labels] is the data.
         expectation: how to average over the posterior.
-        batch_size: rows per forward pass; an iterable brings its own.
+        batch_size: rows per forward pass; None takes more of small ones. An iterable brings its own.
         sample_weight: (N,), at least 0, in the order of the data; None means 1.
         bind: turns a batch into (model for this batch, x), where the model needs more than x (labels, batch effects).
         missing: "error" refuses NaN; "ignore" takes NaN for a missing value, whose terms count for nothing: the ELBO is

@@ -108,8 +108,7 @@ def _remarks(e: "Evaluation") -> list[str]:
     if e.observed_fraction is not None:
         remarks.append(_missing(e.observed_fraction))
     if e.log_jacobian:
-        elbo, bits = _number(e.data_elbo), _number(e.bits_per_dim)
-        remarks.append(f"in the units of the data as stored: ELBO {elbo} nats, {bits} bits per dimension")
+        remarks.append(f"in the units of the data as stored: ELBO {_number(e.data_elbo)} nats")
     if e.elbo == -math.inf:
         remarks.append("the ELBO is -inf: the model gives some data probability 0")
     if e.sampled:

@@ -196,6 +196,7 @@ def info(run: str, as_json: bool) -> None:
         click.echo(to_json(about))
         return
     config, manifest = about["config"], about["manifest"]
+    chosen = {name: value for name, value in config.items() if value not in (None, [], False)}
     data, last = manifest.get("data", {}), about["last"]
     click.echo(f"{about['run']}: {config['model']} on {config['data']}, {about['status']}")
     click.echo(f"epochs         {about['epochs']}")
@@ -208,7 +209,7 @@ def info(run: str, as_json: bool) -> None:
     for name in ("vaentropy", "python", "torch", "device", "num_parameters", "written"):
         if name in manifest:
             click.echo(f"{name:<15}{manifest[name]}")
-    click.echo("settings       " + ", ".join(f"{name}={value}" for name, value in config.items() if value is not None))
+    click.echo("settings       " + ", ".join(f"{name}={value}" for name, value in chosen.items()))
 
 
 @vaentropy.command()

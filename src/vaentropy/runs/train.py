@@ -162,8 +162,16 @@ def _finish(folder: RunFolder, config: RunConfig, data: Dataset, model: VAE, his
     last = history.rows[-1]
     some = data.train[:512] if isinstance(data.train, torch.Tensor) else next(iter(data.train))[:512]
     floor = explain_floor(model, float(last.get("at_floor", 0.0)), some)
-    remarks = [remark for remark in (_stopped(history), floor) if remark]
+    remarks = [remark for remark in (_bits(data, history), _stopped(history), floor) if remark]
     return Run(folder.path, config, model, data, history, max(seconds, float(last["seconds"])), tuple(remarks))
+
+
+def _bits(data: Dataset, history: History) -> str | None:
+    """Bits per dimension, for data of which they mean something to others."""
+    if not data.scaling.dequantised or history.train is None:
+        return None
+    held_out = "" if history.held_out is None else f", held out {history.held_out.bits_per_dim:.4f}"
+    return f"bits per dimension of the dequantised data: {history.train.bits_per_dim:.4f}{held_out}"
 
 
 def _stopped(history: History) -> str | None:

@@ -1,0 +1,74 @@
+"""Trains on and evaluates a table larger than memory should have to hold, and measures how much memory that takes.
+
+    python tests/runs/memory.py --rows 20000000
+
+prints one JSON object: rows, sizes on disk and in float32, and per verb its seconds and peak memory (of its own process,
+as the operating system counts it, PyTorch included).
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+COLUMNS, ROWS_PER_FILE = 18, 1_000_000
+LATENTS = 4
+TRAIN = ["--scale", "standard", "--held-out", "0.1", "--latent-dim", str(LATENTS), "--hidden", "16", "--threads", "1"]
+TRAIN += ["--batch-size", "4096", "--epochs", "1", "--evaluation-samples", "2"]
+
+
+def write(folder: Path, rows: int) -> int:
+    """Parquet files of a linear Gaussian model; their bytes."""
+    chance = np.random.default_rng(0)
+    weight = chance.normal(size=(LATENTS, COLUMNS))
+    folder.mkdir()
+    for number, first in enumerate(range(0, rows, ROWS_PER_FILE)):
+        size = min(ROWS_PER_FILE, rows - first)
+        x = chance.normal(size=(size, LATENTS)) @ weight + 0.3 * chance.normal(size=(size, COLUMNS))
+        table = pa.table({f"feature_{column}": x[:, column].astype(np.float32) for column in range(COLUMNS)})
+        parquet.write_table(table, folder / f"part-{number:04d}.parquet", row_group_size=250_000)
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def measured(arguments: list[str]) -> dict:
+    """A verb in a process of its own: seconds, peak memory, what it printed."""
+    start = time.monotonic()
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen([sys.executable, "-m", "vaentropy", *arguments, "--json"], stdout=output)
+        _, status, usage = os.wait4(child.pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 0, arguments
+        output.seek(0)
+        printed = json.loads(output.read())
+    per_unit = 1 if sys.platform == "darwin" else 1024
+    assert isinstance(usage, resource.struct_rusage)
+    figures = {"seconds": round(time.monotonic() - start, 1), "peak_mib": round(usage.ru_maxrss * per_unit / 2**20)}
+    return {**figures, "printed": printed}
+
+
+def main(rows: int) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        data, run = Path(folder) / "data", Path(folder) / "run"
+        size = write(data, rows)
+        train = measured(["train", str(data), *TRAIN, "--out", str(run)])
+        evaluate = measured(["evaluate", str(run), "--num-samples", "2"])
+        encode = measured(["encode", str(run), "--out", str(Path(folder) / "z.npy")])
+    trained, again = train.pop("printed"), evaluate.pop("printed")
+    assert again["train"]["elbo"] == trained["elbo"], "evaluating a run again gives the same"
+    assert encode.pop("printed")["rows"] == rows
+    sizes = {"rows": rows, "columns": COLUMNS, "mib_on_disk": size >> 20, "mib_as_float32": rows * COLUMNS * 4 >> 20}
+    return {**sizes, "elbo": round(trained["elbo"], 4), "train": train, "evaluate": evaluate, "encode": encode}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=20_000_000)
+    print(json.dumps(main(**vars(parser.parse_args()))))
