@@ -60,7 +60,7 @@ def frame_columns(data: Any) -> list[tuple[str, Any]] | None:
     """Names and columns of a data frame of pandas or polars, neither of which is imported; None for anything else."""
     if hasattr(data, "iter_columns"):  # polars
         return [(column.name, column) for column in data.iter_columns()]
-    if hasattr(data, "columns") and hasattr(data, "iloc"):  # pandas
+    if hasattr(data, "iloc") and hasattr(data, "columns"):  # pandas
         return [(str(name), column) for name, column in data.items()]
     return None
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vaentropy.data import Dataset, split
+from vaentropy.data.source import Part, Rows
 from vaentropy.errors import DataError, UsageError
 
 
@@ -137,3 +138,31 @@ def test_a_default_device_does_not_matter():
     with torch.device("meta"):
         train, _ = split(x, 0.25, seed=1)
     assert torch.equal(train, split(x, 0.25, seed=1)[0])
+
+
+def test_parts_may_be_sources():
+    x = torch.arange(12.0).reshape(4, 3)
+    data = make(Rows(x), Rows(x[:2]))
+    assert data.data_shape == (3,) and repr(data) == repr(make(x, x[:2]))
+    with pytest.raises(DataError, match=r"train: got torch\.int64, expected a floating"):
+        make(Rows(x.long()))
+    with pytest.raises(DataError, match="train: got no rows"):
+        make(Rows(x[:0]))
+    with pytest.raises(DataError, match=r"held-out rows \(2,\)"):
+        make(Rows(x), Rows(x[:, :2]))
+
+
+def test_missing_values_where_they_are_expected():
+    x = with_value(float("nan"), (3, 1))
+    assert make(x, missing="ignore").missing == "ignore"
+    x[4, 0] = float("inf")
+    with pytest.raises(DataError, match=r"train: row 4, column 0 .* is inf"):
+        make(x, missing="ignore")
+
+
+def test_labels_are_split_by_shards_as_the_rows_of_a_source():
+    x = torch.arange(50.0)[:, None]
+    labels = torch.arange(50)
+    parts = (Part(Rows(x, shard_size=7), 0.3, seed=1, held_out=part) for part in (False, True))
+    for part, chosen in zip(parts, split(labels, 0.3, seed=1, shard_size=7), strict=True):
+        assert torch.cat(list(part))[:, 0].tolist() == chosen.tolist()

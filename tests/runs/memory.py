@@ -2,8 +2,8 @@
 
     python tests/runs/memory.py --rows 20000000
 
-prints one JSON object: rows, sizes on disk and in float32, and of each verb seconds and peak memory (of its own process,
-as the operating system counts it, PyTorch included).
+prints one JSON object: rows, sizes on disk and in float32, and of each verb seconds and peak memory (of its process, as
+the operating system counts it, PyTorch included).
 """
 
 import argparse

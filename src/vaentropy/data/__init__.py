@@ -1,4 +1,4 @@
-"""Data sets: a catalogue by name, files, and synthetic sets whose truth is known."""
+"""Data sets: a catalogue by name, files, data in memory, and synthetic sets whose truth is known; batches of them."""
 
 from vaentropy.data.batches import Batches
 from vaentropy.data.catalogue import names

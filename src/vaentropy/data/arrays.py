@@ -2,6 +2,7 @@
 
 import math
 import zipfile
+from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -103,7 +104,7 @@ def npz_source(path: Path, key: str | None = None) -> Source:
     return Rows(x, what, rows_per_shard(x.shape[1:]))
 
 
-def _read_header(file: IO[bytes]) -> _Header:
+def _read_header(file: BufferedIOBase | IO[bytes]) -> _Header:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(file)
     if version not in readers:

@@ -12,6 +12,7 @@ from torch import Tensor
 from vaentropy.data import synthetic
 from vaentropy.data.csv_file import CsvFile, csv_columns
 from vaentropy.data.idx import read_idx
+from vaentropy.data.reading import reading
 from vaentropy.data.source import Rows, Source, rows_per_shard
 from vaentropy.errors import DataError, MissingExtraError, UsageError
 
@@ -141,9 +142,10 @@ def _find_folder(request: _Request, files: tuple[str, ...], expected: str) -> Pa
     # These sets have the same file names: a folder that bears the name of the other holds that other set.
     if given.name == request.name or given.name not in SAME_FILES:
         candidates.append(given)
-    for folder in candidates:
-        if any((folder / name).is_file() for name in files):
-            return folder
+    with reading(given, f"a folder that holds {expected}"):
+        for folder in candidates:
+            if any((folder / name).is_file() for name in files):
+                return folder
     looked = " or ".join(str(folder) for folder in candidates)
     raise DataError(f"{request.name}: no {files[-1]} in {looked}; pass the folder that holds {expected}")
 

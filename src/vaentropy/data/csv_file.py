@@ -3,8 +3,9 @@
 import csv
 import gzip
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ class CsvFile(Source):
             text = file.read(piece.length)
         return self._parse(text, shard)
 
-    def _index(self, file: IO[bytes], start: int) -> None:
+    def _index(self, file: BufferedIOBase, start: int) -> None:
         rows, row_bytes = rows_per_shard((self._width,)), 8 * len(self._kept)
         room = MAX_IN_MEMORY // row_bytes
         for piece, text in _slices(file, start, rows, self.path):
@@ -150,7 +151,7 @@ def _is_compressed(path: Path) -> bool:
     return path.name.lower().endswith(".gz")
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> BufferedIOBase:
     return gzip.open(path) if _is_compressed(path) else path.open("rb")  # type: ignore[return-value]
 
 
@@ -163,7 +164,7 @@ def _pyarrow_csv():
     return pyarrow, pyarrow.csv
 
 
-def _first_line(file: IO[bytes], path: Path) -> tuple[list[str], bool, int]:
+def _first_line(file: BufferedIOBase, path: Path) -> tuple[list[str], bool, int]:
     """Names of the columns by the first line that is not empty, whether that is a header, and where the data begin."""
     head = file.read(MAX_LINE)
     start = len(BYTE_ORDER_MARK) if head.startswith(BYTE_ORDER_MARK) else 0
@@ -183,7 +184,7 @@ def _first_line(file: IO[bytes], path: Path) -> tuple[list[str], bool, int]:
     return [name or str(number) for number, name in enumerate(fields)], True, end
 
 
-def _slices(file: IO[bytes], offset: int, rows: int, path: Path) -> Iterator[tuple[_Slice, bytes]]:
+def _slices(file: BufferedIOBase, offset: int, rows: int, path: Path) -> Iterator[tuple[_Slice, bytes]]:
     """Cut what follows into slices of `rows` lines, the last one shorter; empty lines do not count."""
     text, counted, last_end = bytearray(), 0, -1  # of the slice so far; where its last line ended, relative to `offset`
     while block := file.read(BLOCK):

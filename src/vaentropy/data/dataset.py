@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vaentropy.data.scaling import Scaling
-from vaentropy.data.source import Part, Rows, Source
+from vaentropy.data.source import Part, Rows, Source, pieces
 from vaentropy.data.stored import Missing
 from vaentropy.errors import DataError
 from vaentropy.rows import require_finite
@@ -61,8 +61,10 @@ class Dataset:
             if labels is not None and labels.shape[:1] != shape[:1]:
                 given = f"labels of shape {tuple(labels.shape)} for {len(x)} rows"
                 raise DataError(f"{where}: got {given}, expected one label per row; split both with the same arguments")
-            if isinstance(x, Tensor):
-                require_finite(x.nan_to_num(0.0, torch.inf, -torch.inf) if self.missing == "ignore" else x, where)
+            for first, rows in pieces(x) if isinstance(x, Tensor) else ():
+                if self.missing == "ignore":
+                    rows = rows.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+                require_finite(rows, where, first_row=first)
         if len(self.train) == 0:
             raise DataError(f"data set {self.name!r}, train: got no rows, expected at least one; hold out fewer points")
         if self.data_shape != _data_shape(self.held_out) or self.train.dtype != self.held_out.dtype:

@@ -11,7 +11,6 @@ from vaentropy.data.arrays import NpyFile, npz_source
 from vaentropy.data.csv_file import CsvFile
 from vaentropy.data.images import IMAGE_ENDINGS, ImageFolder, image_paths
 from vaentropy.data.parquet import ParquetFiles
-from vaentropy.data.reading import reading
 from vaentropy.data.source import Rows, Source, rows_per_shard
 from vaentropy.data.tables import Names, choose
 from vaentropy.data.torch_dataset import TorchItems
@@ -57,8 +56,7 @@ def source_of_file(path: Path, options: Options) -> Source | None:
         if path.name.lower().endswith(ending) and not (ending == ".parquet" and path.is_dir()):
             options.refuse_all_but(*allowed, what=str(path))
             return make(path, options)
-    with reading(path, "a file or folder"):
-        return _folder(path, options) if path.is_dir() else None
+    return _folder(path, options) if path.is_dir() else None
 
 
 def source_of_object(data: Any, options: Options) -> Source:
@@ -80,6 +78,8 @@ def source_of_object(data: Any, options: Options) -> Source:
     else:
         options.refuse_all_but(what=name)
         x = as_tensor(data).cpu()
+    if x.is_complex():
+        raise DataError(f"{name} of {x.dtype} given, expected real numbers; convert it")
     if x.ndim == 0 or 0 in x.shape:
         raise DataError(f"{name} of shape {tuple(x.shape)} given, expected (rows, features, ...), none of them 0")
     x = x.unsqueeze(1) if x.ndim == 1 else x

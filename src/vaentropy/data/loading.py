@@ -13,6 +13,7 @@ from vaentropy.data.catalogue import Found, OfficialSplit, find, names
 from vaentropy.data.dataset import Dataset, split
 from vaentropy.data.files import ACCEPTED, Options, source_of_file, source_of_object
 from vaentropy.data.images import ImageFolder
+from vaentropy.data.reading import reading
 from vaentropy.data.scaling import Scale, Scaling, Totals
 from vaentropy.data.source import Part, Source, column_name, resident, shards_of_both
 from vaentropy.data.stored import Missing, checked, dequantised, largest, scaled
@@ -129,13 +130,14 @@ def _find(given: Any, options: Options, folder: str | os.PathLike[str] | None, *
     """The data set that is meant, not yet split."""
     if not isinstance(given, str | os.PathLike):
         source = source_of_object(given, options)
-        return Found(source.name, f"values of a {source.name}", source)
+        return Found(source.name, f"values of the {source.name} given", source)
     name = os.fspath(given)
     if name in names():
         options.refuse_all_but(what=name)
         return find(name, folder, seed=seed, official=official)
-    path = Path(name).expanduser()
-    source = source_of_file(path, options)
+    with reading(Path(name), "a file or folder of data"):
+        path = Path(name).expanduser()
+        source = source_of_file(path, options) if name else None
     if source is None:
         hint = nearest(name.lower(), names())
         raise UsageError(f"unknown data set {name!r}; {hint}expected {', '.join(names())}, or {ACCEPTED}")
@@ -157,8 +159,9 @@ def _fit(
         divisor = 1.0
         if scale is None and found.highest is not None:
             divisor = float(found.highest + dequantise)  # so that noise leaves pixels in [0, 1)
-        whole_numbers = not any(source.dtype.is_floating_point for source in (train, held_out))
-        return Scaling.by(divisor, dequantised=dequantise), whole_numbers and largest(train.dtype) <= largest(dtype)
+        read = found.source.dtype
+        seen = not read.is_floating_point and largest(read) < largest(dtype)
+        return Scaling.by(divisor, dequantised=dequantise), seen
     totals = Totals(train.data_shape), Totals(train.data_shape)
     for shard, held_out_shard in shards_of_both(train, held_out):
         if shard is not None:

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from vaentropy.data.source import Source, column_name, rows_per_shard
+from vaentropy.data.source import Source, column_name, pieces
 from vaentropy.errors import DataError, UsageError
 from vaentropy.moments import Moment
 
@@ -52,16 +52,14 @@ class Totals:
     """
 
     def __init__(self, data_shape: tuple[int, ...]):
-        self._piece = rows_per_shard(data_shape)
         self._moment: Moment | None = None
         self.minimum = torch.full(data_shape, torch.inf, dtype=torch.float64, device="cpu")
         self.maximum = -self.minimum
 
     def add(self, shard: Tensor) -> None:
         """Take in rows (N, *data_shape)."""
-        for rows in shard.split(self._piece):  # in pieces, because half a dozen temporary copies are made of each
-            if len(rows):
-                self._add(rows.double())
+        for _, rows in pieces(shard):
+            self._add(rows.double())
 
     def _add(self, x: Tensor) -> None:
         missing = x.isnan()

@@ -11,7 +11,7 @@ from torch import Tensor
 from vaentropy.errors import UsageError
 from vaentropy.seeding import SEED_RANGE
 
-__all__ = ["Mapped", "Part", "Rows", "Source", "column_name", "resident", "rows_per_shard", "shards_of_both"]
+__all__ = ["Mapped", "Part", "Rows", "Source", "column_name", "pieces", "resident", "rows_per_shard", "shards_of_both"]
 
 SEED_STEP = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: neighbouring pieces get unrelated seeds
 SHARD_VALUES = 2**20  # 8 MiB in float64: long enough for fast reading, short beside the buffers that hold several
@@ -20,6 +20,12 @@ SHARD_VALUES = 2**20  # 8 MiB in float64: long enough for fast reading, short be
 def rows_per_shard(data_shape: Sequence[int]) -> int:
     """Rows of the shards of a source that can be cut anywhere. The split hangs on it: it must not change with a run."""
     return max(1, SHARD_VALUES // max(1, math.prod(data_shape)))
+
+
+def pieces(x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Rows in pieces, each after the number of its first row: what is computed on the way then takes little memory."""
+    step = rows_per_shard(x.shape[1:])
+    return ((first, x[first : first + step]) for first in range(0, len(x), step))
 
 
 class Source(ABC):

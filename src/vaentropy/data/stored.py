@@ -1,14 +1,13 @@
 """From rows as stored to rows as the model sees them: checks, uniform noise, scaling. All of it happens on reading."""
 
 import math
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vaentropy.data.scaling import Scaling
-from vaentropy.data.source import Mapped, Source, column_name, rows_per_shard
+from vaentropy.data.source import Mapped, Source, column_name, pieces
 from vaentropy.errors import DataError
 from vaentropy.seeding import generator_of
 
@@ -39,7 +38,7 @@ def checked(source: Source, missing: Missing, *, whole: bool = False) -> Source:
         return source
 
     def check(x: Tensor, shard: int) -> Tensor:
-        for first, rows in _pieces(x):
+        for first, rows in pieces(x):
             bad = rows.isinf() if missing == "ignore" else ~rows.isfinite()
             if bool(bad.any()):
                 raise _not_finite(source, shard, rows, bad, first)
@@ -80,7 +79,7 @@ def scaled(source: Source, scaling: Scaling, dtype: torch.dtype) -> Source:
 
     def scale(x: Tensor, shard: int) -> Tensor:
         y = torch.empty(x.shape, dtype=dtype, device="cpu")
-        for first, rows in _pieces(x):
+        for first, rows in pieces(x):
             result = y[first : first + len(rows)]
             result.copy_(rows if scaling.trivial else scaling.apply(rows))
             if bool((bad := result.isinf()).any()):
@@ -93,12 +92,6 @@ def scaled(source: Source, scaling: Scaling, dtype: torch.dtype) -> Source:
     if scaling.trivial and source.dtype == dtype:
         return source
     return Mapped(source, scale, dtype)
-
-
-def _pieces(x: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Rows in pieces, each after the number of its first row: what is computed on the way then takes little memory."""
-    step = rows_per_shard(x.shape[1:])
-    return ((first, x[first : first + step]) for first in range(0, len(x), step))
 
 
 def _first(source: Source, shard: int, x: Tensor, bad: Tensor, first_row: int) -> tuple[str, float]:

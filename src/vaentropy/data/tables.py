@@ -29,6 +29,8 @@ def choose(names: Sequence[str], columns: Names | None, exclude: Names, what: st
         DataError: a table with two columns of one name, or with none.
         UsageError: there is no such column, or none is left.
     """
+    if not names:
+        raise DataError(f"{what}: has no columns, expected at least one; get a whole copy")
     positions = {name: position for position, name in enumerate(names)}
     if len(positions) < len(names):
         twice = next(name for position, name in enumerate(names) if positions[name] != position)
