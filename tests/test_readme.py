@@ -3,10 +3,13 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from vaentropy.cli import main
+from vaentropy.config import RunConfig
+from vaentropy.files import read_yaml
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -22,19 +25,27 @@ def names():
     return {
         "x_train": torch.rand(50, 64, generator=generator),
         "x_held_out": torch.rand(20, 64, generator=generator),
+        "table": pd.DataFrame({"a": range(20), "b": [0.5, 1.5] * 10, "label": ["x", "y"] * 10}),
         "images": torch.rand(4, 3, 8, 8, generator=generator),
         "pythae_vae": VAE(VAEConfig(input_dim=(64,), latent_dim=2)),
         "autoencoder_kl": AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=2),
     }
 
 
-def test_the_code_runs(names):
-    assert len(BLOCKS) == 5
+def test_the_code_runs(names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(BLOCKS) == 6
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
-    assert names["history"].train.num_points == 50
     assert names["new"].shape == (16, 64)
-    assert names["model"].data_shape == (1, 28, 28)
+    assert names["history"].train.num_points == 16 and names["x_hat"].shape == (4, 2)
+
+
+def test_the_settings_are_settings(tmp_path):
+    (settings,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "settings.yaml").write_text(settings)
+    config = RunConfig.from_dict(read_yaml(tmp_path / "settings.yaml"))
+    assert config.hidden == (100, 50) and config.exclude == ("label",)
 
 
 @pytest.mark.parametrize("line", re.findall(r"^    vaentropy (.+)$", README, re.MULTILINE))

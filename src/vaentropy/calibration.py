@@ -1,12 +1,11 @@
 """Optimal variances in closed form, for any model."""
 
-from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 
 from vaentropy._typing import Tensor
+from vaentropy.data.given import Data
 from vaentropy.errors import UnsupportedError, UsageError
 from vaentropy.evaluation import evaluate
 from vaentropy.model import LatentVariableModel, Rescaled, placement
@@ -51,7 +50,7 @@ def optimal_factors(
 
 def calibrate(
     model: LatentVariableModel,
-    data: Tensor | np.ndarray | Iterable[Any],
+    data: Data,
     *,
     per_feature: bool | None = None,
     prior: bool = True,

@@ -1,7 +1,7 @@
 """`evaluate`: one pass over data, one set of mergeable sums, every read-out from them."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from vaentropy._typing import Tensor
-from vaentropy.data.source import Source
+from vaentropy.data.given import Data, as_rows
 from vaentropy.decomposition import FEATURE_TERMS, Decomposition, PointTerm, decompose
 from vaentropy.errors import DataError, UsageError
 from vaentropy.expectation import Expectation, MonteCarlo
@@ -17,7 +17,7 @@ from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import Mode, in_mode
 from vaentropy.moments import Moment, merge
 from vaentropy.results import Evaluation, concatenate, read_out
-from vaentropy.rows import REMEDY, as_tensor, fill_missing, require_finite, rows_of
+from vaentropy.rows import REMEDY, fill_missing, require_finite, rows_of
 from vaentropy.seeding import seeded
 from vaentropy.variances import observed_fraction
 
@@ -35,15 +35,13 @@ def _rows_per_batch(data_shape: Sequence[int]) -> int:
 
 
 def _batches(data: Any, batch_size: int | None) -> Iterator[Any]:
-    if isinstance(data, Tensor | np.ndarray):
-        x = as_tensor(data)
-        # A single number cannot be split; its own check says so.
-        yield from x.split(batch_size or _rows_per_batch(x.shape[1:])) if x.ndim else [x]
-    elif isinstance(data, Source):
-        for shard in data:
-            yield from shard.split(batch_size or _rows_per_batch(shard.shape[1:]))
-    else:
+    rows = as_rows(data)
+    if rows is None:
         yield from data
+        return
+    for shard in [rows] if isinstance(rows, Tensor) else rows:
+        # A single number cannot be split; its own check says so.
+        yield from shard.split(batch_size or _rows_per_batch(shard.shape[1:])) if shard.ndim else [shard]
 
 
 def _check_options(batch_size: int | None, mode: str, missing: str) -> None:
@@ -117,7 +115,7 @@ def _moments(terms: Mapping[str, PointTerm], weights: Tensor | None) -> dict[str
 
 def evaluate(
     model: LatentVariableModel,
-    data: Tensor | np.ndarray | Source | Iterable[Any],
+    data: Data,
     *,
     expectation: Expectation = MonteCarlo(16),
     batch_size: int | None = None,
@@ -136,8 +134,8 @@ def evaluate(
 
     Args:
         model: anything with `posterior(x)`, `prior()` and `likelihood(z)`.
-        data: (N, *data_shape); a `Source`, read shard by shard; or an iterable of batches (a DataLoader), of which
-            [data, labels] is the data.
+        data: (N, *data_shape), a tensor, array or data frame; a `Source` or map-style torch Dataset, read shard by
+            shard; or an iterable of batches (a DataLoader), each the data or [data, labels].
         expectation: how to average over the posterior.
         batch_size: rows per forward pass; None takes more of small ones. An iterable brings its own.
         sample_weight: (N,), at least 0, in the order of the data; None means 1.

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -227,3 +228,14 @@ def test_missing_values_are_trained_around(x):
     model = make()
     history = fit(model, holes, epochs=60, missing="ignore")
     assert math.isfinite(history.train.elbo) and abs(history.train.decoder_gap) < 0.1
+
+
+@pytest.mark.parametrize("kind", ["array", "frame", "dataset"])
+def test_whatever_holds_rows_is_taken(x, kind):
+    wrap = {"array": lambda t: t.numpy(), "frame": lambda t: pd.DataFrame(t.numpy()), "dataset": TensorDataset}[kind]
+    model, again = make(), make()
+    history = fit(model, wrap(x[:160]), held_out=wrap(x[160:]), **OPTIONS)
+    source = Rows(x[:160], shard_size=160) if kind == "dataset" else x[:160]
+    fit(again, source, held_out=x[160:], **OPTIONS)
+    assert same(model, again)
+    assert evaluate(model, wrap(x[:160])).elbo == history.train.elbo

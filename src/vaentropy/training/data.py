@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
 
-import numpy as np
 from torch.utils.data import DataLoader
 
 from vaentropy._typing import Tensor
 from vaentropy.data.batches import Batches
+from vaentropy.data.given import Data, as_rows
 from vaentropy.data.source import Source
 from vaentropy.errors import DataError, UsageError
 from vaentropy.model import placement
@@ -25,7 +24,8 @@ class TrainingData:
 
     Args:
         model: that is to take them.
-        data: a tensor or array (N, *data_shape); a `Source`, which is read shard by shard; or a DataLoader.
+        data: a tensor, array or data frame (N, *data_shape); a `Source` or map-style torch Dataset, which is read shard
+            by shard; or a DataLoader.
         name: of the argument, for messages.
         batch_size: rows per batch; a DataLoader has its own.
         seed: of the order of rows; a DataLoader has its own.
@@ -39,7 +39,7 @@ class TrainingData:
     def __init__(
         self,
         model: VAE,
-        data: Tensor | np.ndarray | Source | Iterable[Any],
+        data: Data,
         name: str,
         *,
         batch_size: int,
@@ -55,15 +55,18 @@ class TrainingData:
             # A look at one batch, so that a wrong shape is an error before any work is done.
             self._require_shape(model, tuple(self.some().shape), name)
             return
-        if not isinstance(data, Source):
-            x = as_tensor(data)
-            self._require_shape(model, tuple(x.shape), name)
-            data = x.to(device=self.device, dtype=self.dtype)
-            require_finite(data, name, missing=missing == "ignore")
+        rows = as_rows(data)
+        if rows is None:
+            # A list of lists, say; what is no array at all is refused here.
+            rows = as_tensor(data)
+        if isinstance(rows, Tensor):
+            self._require_shape(model, tuple(rows.shape), name)
+            rows = rows.to(device=self.device, dtype=self.dtype)
+            require_finite(rows, name, missing=missing == "ignore")
         else:
-            self._require_shape(model, (len(data), *data.data_shape), name)
-        self.rows = data
-        self._batches = Batches(data, batch_size, seed)
+            self._require_shape(model, (len(rows), *rows.data_shape), name)
+        self.rows = rows
+        self._batches = Batches(rows, batch_size, seed)
 
     @staticmethod
     def _require_shape(model: VAE, shape: tuple[int, ...], name: str) -> None:

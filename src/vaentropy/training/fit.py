@@ -1,16 +1,15 @@
 """`fit`: train a VAE."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from vaentropy._typing import Tensor
-from vaentropy.data.source import Source
+from vaentropy.data.given import Data
 from vaentropy.errors import UsageError
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import placement
@@ -28,8 +27,6 @@ from vaentropy.training.state import TrainingState
 from vaentropy.vae import VAE
 
 __all__ = ["fit"]
-
-Data = Tensor | np.ndarray | Source | Iterable[Any]
 
 
 def fit(
@@ -72,8 +69,9 @@ def fit(
 
     Args:
         model: changed in place.
-        data: (N, *data_shape); a `Source`, read shard by shard, so that it may be larger than memory; or a DataLoader,
-            whose batches are taken as they come (of [data, labels] the data).
+        data: (N, *data_shape), a tensor, array or data frame; a `Source` or map-style torch Dataset, read shard by
+            shard, so that it may be larger than memory; or a DataLoader, whose batches are taken as they come (of
+            [data, labels] the data), so that resuming needs it to shuffle in the same way again.
         held_out: the same, evaluated along with the training data; never trained on.
         epochs: passes over the data. Every point is used in each.
         batch_size: points per step at most; the batches of an epoch are of nearly equal size.
