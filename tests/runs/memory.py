@@ -1,6 +1,6 @@
 """Trains on and evaluates a table larger than memory should have to hold, and measures how much memory that takes.
 
-    python tests/runs/memory.py --rows 20000000
+    python tests/runs/memory.py --rows 20000000 --kind parquet
 
 prints one JSON object: rows, sizes on disk and in float32, and of each verb seconds and peak memory (of its process, as
 the operating system counts it, PyTorch included).
@@ -14,11 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
+from pyarrow import csv, parquet
 
 COLUMNS, ROWS_PER_FILE = 18, 1_000_000
 LATENTS = 4
@@ -26,17 +28,38 @@ TRAIN = ["--scale", "standard", "--held-out", "0.1", "--latent-dim", str(LATENTS
 TRAIN += ["--batch-size", "4096", "--epochs", "1", "--evaluation-samples", "2"]
 
 
-def write(folder: Path, rows: int) -> int:
-    """Parquet files of a linear Gaussian model; their bytes."""
+def pieces(rows: int) -> Iterator[np.ndarray]:
+    """Draws from a linear Gaussian model."""
     chance = np.random.default_rng(0)
     weight = chance.normal(size=(LATENTS, COLUMNS))
-    folder.mkdir()
-    for number, first in enumerate(range(0, rows, ROWS_PER_FILE)):
+    for first in range(0, rows, ROWS_PER_FILE):
         size = min(ROWS_PER_FILE, rows - first)
         x = chance.normal(size=(size, LATENTS)) @ weight + 0.3 * chance.normal(size=(size, COLUMNS))
-        table = pa.table({f"feature_{column}": x[:, column].astype(np.float32) for column in range(COLUMNS)})
-        parquet.write_table(table, folder / f"part-{number:04d}.parquet", row_group_size=250_000)
-    return sum(path.stat().st_size for path in folder.iterdir())
+        yield x.astype(np.float32)
+
+
+def write(folder: Path, rows: int, kind: str) -> Path:
+    """Data of one kind."""
+    if kind == "npy":
+        path = folder / "data.npy"
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, COLUMNS))
+        for number, x in enumerate(pieces(rows)):
+            array[number * ROWS_PER_FILE :][: len(x)] = x
+        array.flush()
+        return path
+    tables = (pa.table({f"feature_{column}": x[:, column] for column in range(COLUMNS)}) for x in pieces(rows))
+    if kind == "csv":
+        path = folder / "data.csv"
+        first = next(tables)
+        with csv.CSVWriter(path, first.schema) as writer:
+            for table in chain([first], tables):
+                writer.write_table(table)
+        return path
+    path = folder / "data"
+    path.mkdir()
+    for number, table in enumerate(tables):
+        parquet.write_table(table, path / f"part-{number:04d}.parquet", row_group_size=250_000)
+    return path
 
 
 def measured(arguments: list[str]) -> dict:
@@ -54,21 +77,28 @@ def measured(arguments: list[str]) -> dict:
     return {**figures, "printed": printed}
 
 
-def main(rows: int) -> dict:
+def main(rows: int, kind: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
-        data, run = Path(folder) / "data", Path(folder) / "run"
-        size = write(data, rows)
+        data, run = write(Path(folder), rows, kind), Path(folder) / "run"
+        size = sum(path.stat().st_size for path in ([data] if data.is_file() else data.iterdir()))
         train = measured(["train", str(data), *TRAIN, "--out", str(run)])
         evaluate = measured(["evaluate", str(run), "--num-samples", "2"])
         encode = measured(["encode", str(run), "--out", str(Path(folder) / "z.npy")])
     trained, again = train.pop("printed"), evaluate.pop("printed")
     assert again["train"]["elbo"] == trained["elbo"], "evaluating a run again gives the same"
     assert encode.pop("printed")["rows"] == rows
-    sizes = {"rows": rows, "columns": COLUMNS, "mib_on_disk": size >> 20, "mib_as_float32": rows * COLUMNS * 4 >> 20}
+    sizes = {
+        "kind": kind,
+        "rows": rows,
+        "columns": COLUMNS,
+        "mib_on_disk": size >> 20,
+        "mib_as_float32": rows * COLUMNS * 4 >> 20,
+    }
     return {**sizes, "elbo": round(trained["elbo"], 4), "train": train, "evaluate": evaluate, "encode": encode}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=20_000_000)
+    parser.add_argument("--kind", choices=["parquet", "csv", "npy"], default="parquet")
     print(json.dumps(main(**vars(parser.parse_args()))))
