@@ -4,14 +4,14 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 
 from vaentropy._typing import Tensor
 from vaentropy.errors import DataError, MissingExtraError
@@ -23,30 +23,31 @@ __all__ = [
     "read_text",
     "read_yaml",
     "to_json",
-    "write_bytes",
     "write_tensors",
     "write_text",
     "write_yaml",
+    "written_aside",
 ]
 
 ASIDE = ".partial"
-FORMAT_KEYS = ("numbers", "sha256")
+METADATA = "vaentropy"
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write aside, flush, rename: a reader sees the whole file or the one from before; a full disk loses neither.
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to, which takes its place at the end: readers see a whole file or the old one.
 
     Raises:
-        OSError: the file cannot be written; `path` is as it was.
+        OSError: the file cannot be written, say on a full disk; `path` is as it was, and nothing is left beside it.
     """
     aside = path.with_name(path.name + ASIDE)
     try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        # What lies there may be a link that leads to another file.
+        aside.unlink(missing_ok=True)
+        yield aside
+        flush_to_disk(aside)
         aside.replace(path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             aside.unlink()
         raise
@@ -64,8 +65,13 @@ def flush_to_disk(path: Path) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """`write_bytes` of UTF-8 text."""
-    write_bytes(path, content.encode("utf-8"))
+    """Write UTF-8 text, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with written_aside(path) as aside:
+        aside.write_text(content, encoding="utf-8")
 
 
 def append_line(path: Path, line: str) -> None:
@@ -154,10 +160,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], numbers: Mapping[st
         path: of the file.
         tensors: on any device; two of them must not share memory.
         numbers: JSON values; numbers that are not finite become None.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = to_json(numbers or {})
-    write_bytes(path, save(ready, {"numbers": text, "sha256": _digest(ready, text)}))
+    with written_aside(path) as aside:
+        # One entry: the order of several is another in each file, and equal contents should be equal files.
+        save_file(ready, aside, {METADATA: to_json({"numbers": text, "sha256": _digest(ready, text)})})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -176,8 +187,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (OSError, SafetensorError, RuntimeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} cannot be loaded ({reason}), expected a safetensors file") from error
-    if not all(key in about for key in FORMAT_KEYS):
+    if METADATA not in about:
         return tensors, {}
-    if _digest(tensors, about["numbers"]) != about["sha256"]:
-        raise DataError(f"{path} is damaged: its contents do not have the checksum that was written with them")
-    return tensors, json.loads(about["numbers"])
+    try:
+        beside = json.loads(about[METADATA])
+        intact = _digest(tensors, beside["numbers"]) == beside["sha256"]
+        numbers = json.loads(beside["numbers"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        intact, numbers = False, {}
+    if not intact or not isinstance(numbers, dict):
+        how = "get a whole copy"
+        raise DataError(f"{path} is damaged: its contents do not have the checksum that was written with them; {how}")
+    return tensors, numbers

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from vaentropy.errors import DataError, TrainingError, UsageError
+from vaentropy.evaluation import evaluate
 from vaentropy.files import to_json
 from vaentropy.runs import (
     RunConfig,
@@ -27,6 +28,8 @@ from vaentropy.runs import (
     sample_run,
     train,
 )
+from vaentropy.runs.build import load_own
+from vaentropy.training import Checkpoints
 
 CONFIG = RunConfig(data="pca", held_out=0.98, model="vae2", latent_dim=3, hidden=(8, 6), epochs=3, seed=4)
 
@@ -48,7 +51,9 @@ def copy_of_run(run, tmp_path):
 def test_a_run_leaves_its_files_and_nothing_half_written(run):
     names = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
     whole = {"config.yaml", "manifest.json", "history.jsonl", "evaluation.json", "model.safetensors"}
-    states = {"checkpoints/best.safetensors", f"checkpoints/step-{run.history['step'][-1]:09d}.safetensors"}
+    steps = 0, int(run.history["step"][-1])
+    states = {f"checkpoints/step-{step:09d}.safetensors" for step in steps}
+    states |= {f"checkpoints/{Checkpoints(run.folder).best_path().name}"}
     assert names == whole | states | {"scaling.safetensors", ".lock"}
 
 
@@ -177,7 +182,7 @@ def test_data_that_changed_since_training_are_noticed(tmp_path):
     run = train(replace(CONFIG, data=str(path), held_out=0.2), out=tmp_path / "run")
     assert set(evaluate_run(run.folder)) == {"train", "held_out"}
     np.save(path, np.random.default_rng(1).normal(size=(60, 3)))
-    with pytest.raises(DataError, match=r"mine\.npy has changed since .* was trained on it"):
+    with pytest.raises(DataError, match=r"the data have changed since .* was trained on them"):
         evaluate_run(run.folder)
     assert set(evaluate_run(run.folder, data=str(path))) == {"data"}
 
@@ -205,7 +210,9 @@ def test_an_interrupted_run_is_resumed_to_the_same_end(run, tmp_path, monkeypatc
         patch.setattr(loop, "training_step", step)
         with pytest.raises(Cut):
             train(config, out=tmp_path / "run")
-    assert describe_run(tmp_path / "run")["status"] == "running"
+    assert describe_run(tmp_path / "run")["status"] == "interrupted"
+    with RunFolder(tmp_path / "run").locked():
+        assert describe_run(tmp_path / "run")["status"] == "running"
     with pytest.raises(DataError, match=r"is no finished run: it has no model\.safetensors"):
         load(tmp_path / "run")
     again = resume(tmp_path / "run")
@@ -388,3 +395,83 @@ def test_missing_values_streams_and_convolutions_go_through_a_run(tmp_path):
     run = train(config, out=tmp_path / "conv")
     assert run.history.train.bits_per_dim > 0 and reconstruct_run(run.folder, tmp_path / "r.npy") == 60
     assert np.load(tmp_path / "r.npy").shape == (60, 1, 8, 8)
+
+
+def test_a_run_that_is_to_be_overwritten_is_there_until_the_new_one_has_begun(copy_of_run, monkeypatch):
+    from vaentropy.training import loop
+
+    (copy_of_run / "notes.txt").write_text("mine")
+    before = contents(copy_of_run)
+
+    def fails(*args, **options):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "training_step", fails)
+        with pytest.raises(MemoryError):
+            train(CONFIG, out=copy_of_run, overwrite=True)
+    assert contents(copy_of_run) == before
+    with pytest.raises(UsageError, match="patience=3 given without held-out data"):
+        train(replace(CONFIG, held_out=0.0, patience=3), out=copy_of_run, overwrite=True)
+    assert contents(copy_of_run) == before
+    train(replace(CONFIG, epochs=1), out=copy_of_run, overwrite=True)
+    assert not (copy_of_run / ".replaced").exists()
+
+
+def test_what_has_nothing_to_resume_is_left_as_it_is(run, tmp_path):
+    folder, _, _ = calibrate_run(run.folder, out=tmp_path / "calibrated")
+    before = contents(folder)
+    with pytest.raises(UsageError, match="is finished and has no checkpoints"):
+        resume(folder)
+    assert contents(folder) == before
+
+
+def test_the_best_weights_can_be_loaded(run, tmp_path):
+    best = load(run.folder, best=True)
+    elbos, epochs = run.history["held_out_elbo"][:-1], run.history.at("held_out_elbo")[:-1]
+    data = RunConfig.from_dict(RunFolder(run.folder).config().to_dict())
+    assert evaluate(best, load_own(data).held_out).elbo == max(elbos) and epochs
+    folder, _, _ = calibrate_run(run.folder, out=tmp_path / "calibrated")
+    with pytest.raises(DataError, match="has no checkpoint with a best held-out ELBO"):
+        load(folder, best=True)
+
+
+def test_a_run_can_be_used_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("mine.npy", np.random.default_rng(0).normal(size=(60, 3)))
+    run = train(replace(CONFIG, data="mine.npy", held_out=0.2), out="run")
+    monkeypatch.chdir("/")
+    assert evaluate_run(tmp_path / "run")["train"].elbo == run.history.train.elbo
+
+
+def test_a_link_that_leads_nowhere_is_no_endless_search(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(UsageError, match="runs exists and is not a folder"):
+        train(replace(CONFIG, epochs=1))
+
+
+@pytest.fixture
+def small_mnist(tmp_path):
+    """Ten images to train on and four held out, in the files that MNIST has."""
+    for part, number in (("train", 10), ("t10k", 4)):
+        pixels = np.random.default_rng(number).integers(0, 256, (number, 28, 28), dtype=np.uint8)
+        header = b"\0\0\x08\x03" + np.array(pixels.shape, dtype=">u4").tobytes()
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+    return tmp_path
+
+
+def test_an_official_held_out_set_is_encoded_too_and_its_change_noticed(small_mnist):
+    config = RunConfig(data="mnist", data_folder=str(small_mnist), hidden=(8,), epochs=1, dequantise=True)
+    run = train(config, out=small_mnist / "run")
+    assert encode_run(run.folder, small_mnist / "z.npy") == 14
+    q = load(run.folder).posterior(torch.cat([run.data.train, run.data.held_out]))
+    np.testing.assert_allclose(np.load(small_mnist / "z.npy"), q.mean.detach().numpy(), rtol=1e-4, atol=1e-5)
+    # In gray levels: the noise that was added is taken off again on average.
+    reconstruct_run(run.folder, small_mnist / "x.npy")
+    expected = 256 * load(run.folder).reconstruct(run.data.held_out) - 0.5
+    np.testing.assert_allclose(np.load(small_mnist / "x.npy")[10:], expected.flatten(1).numpy(), rtol=1e-4, atol=1e-3)
+    held_out = small_mnist / "t10k-images-idx3-ubyte"
+    held_out.write_bytes(held_out.read_bytes()[:-1] + b"\x07")
+    with pytest.raises(DataError, match="the data have changed"):
+        evaluate_run(run.folder)

@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import signal
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from vaentropy.data import pca
 from vaentropy.errors import DataError, UsageError
 from vaentropy.networks import MLPDecoder, MLPEncoder
 from vaentropy.training import Checkpoints, Interrupted, fit
+from vaentropy.training.interruption import interruption
 from vaentropy.vae import VAE, vae1, vae2
 
 OPTIONS = {"epochs": 6, "batch_size": 40, "seed": 5, "evaluate_every": 2}
@@ -118,7 +121,7 @@ def test_a_signal_waits_for_the_end_of_the_step_and_writes_a_checkpoint(x, tmp_p
         fit(make(), x, **OPTIONS, checkpoints=tmp_path, on_epoch=send)
     assert interrupted.value.signal == number
     assert signal.getsignal(number) == before
-    assert len(Checkpoints(tmp_path).steps()) == 1
+    assert len(Checkpoints(tmp_path).steps()) == 2 and Checkpoints(tmp_path).steps()[0] > 0
     model = make()
     fit(model, x, **OPTIONS, checkpoints=tmp_path, resume=True)
     assert same(whole, model)
@@ -155,7 +158,7 @@ def test_the_newest_are_kept_and_the_best_beside_them(x, tmp_path):
     fit(make(), x[:110], held_out=x[110:], **OPTIONS, checkpoints=Checkpoints(tmp_path, every=1, keep=3))
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     expected = [f"step-{step:09d}.safetensors" for step in (16, 17, 18)]
-    assert names == ["best.safetensors", *expected]
+    assert names[1:] == expected and re.fullmatch(r"best-0000000(06|12)\.safetensors", names[0])
 
 
 def test_a_finished_training_is_resumed_to_the_same_result(x, tmp_path):
@@ -179,10 +182,90 @@ def test_a_folder_with_a_training_is_not_overwritten(x, tmp_path):
 def test_resuming_without_a_checkpoint_begins(x, tmp_path):
     whole, model = make(), make()
     fit(whole, x, **OPTIONS)
-    (tmp_path / "history.jsonl").write_text('{"epoch": 1')  # killed while it was written
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-000000000.safetensors.partial").write_text("killed while this was writ")
     fit(model, x, **OPTIONS, checkpoints=tmp_path, resume=True)
     assert same(whole, model)
     assert len(on_disk(tmp_path)) == 6
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_history_that_is_not_ours_is_left_alone(x, tmp_path, resume):
+    (tmp_path / "history.jsonl").write_text("mine\n")
+    with pytest.raises(UsageError, match=r"holds a history\.jsonl that no checkpoint goes with"):
+        fit(make(), x, **OPTIONS, checkpoints=tmp_path, resume=resume)
+    assert (tmp_path / "history.jsonl").read_text() == "mine\n"
+
+
+def test_other_data_are_refused(x, tmp_path):
+    fit(make(), x, **OPTIONS, checkpoints=tmp_path)
+    for other in (x + 5, x[:60]):
+        with pytest.raises(UsageError, match=r"data=.* given, but training began with data="):
+            fit(make(), other, **OPTIONS, checkpoints=tmp_path, resume=True)
+    with pytest.raises(UsageError, match=r"data=.*torch\.float64.* given, but training began with .*torch\.float32"):
+        fit(make().double(), x, **OPTIONS, checkpoints=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("own_generator", [True, False])
+def test_a_data_loader_is_resumed_from_the_beginning_of_its_epoch(x, tmp_path, monkeypatch, own_generator):
+    def loader():
+        generator = torch.Generator().manual_seed(8) if own_generator else None
+        return DataLoader(TensorDataset(x), batch_size=50, shuffle=True, generator=generator)
+
+    whole, history = make(), None
+    history = fit(whole, loader(), **OPTIONS)
+    for steps in (4, 6, 17):
+        folder, model = tmp_path / f"{steps}", make()
+        with monkeypatch.context() as patch:
+            cut_after(patch, steps)
+            with pytest.raises(Cut):
+                fit(make(), loader(), **OPTIONS, checkpoints=Checkpoints(folder, every=1))
+        again = fit(model, loader(), **OPTIONS, checkpoints=Checkpoints(folder, every=1), resume=True)
+        assert same(whole, model) and without_clock(again.rows) == without_clock(history.rows)
+
+
+def test_training_advances_after_a_rollback_however_often_it_is_interrupted(x, tmp_path, monkeypatch):
+    """Checkpoints of the course that was left must not stand before those of the new one."""
+    from vaentropy.training import loop
+
+    real, calls = loop.training_step, 0
+
+    def step(model, *args, **options):
+        nonlocal calls
+        terms = real(model, *args, **options)
+        calls += 1
+        if calls == 6:
+            with torch.no_grad():
+                model.latent_mean.weight.fill_(float("nan"))
+        if calls == 9:  # the first step after the rollback to step 4
+            os.kill(os.getpid(), signal.SIGTERM)
+        return terms
+
+    checkpoints = Checkpoints(tmp_path, every=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "training_step", step)
+        with pytest.raises(Interrupted, match="after step 5"):
+            fit(make(), x, **OPTIONS, checkpoints=checkpoints)
+    assert checkpoints.steps() == [5, 4]
+    again = fit(make(), x, **OPTIONS, checkpoints=checkpoints, resume=True)
+    assert again["rollbacks"] == [0, 1, 1, 1, 1, 1]
+
+
+def test_a_signal_that_comes_too_late_is_not_swallowed(x):
+    got = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+    try:
+        with interruption() as taken:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert taken.signal == signal.SIGTERM and not got
+        assert got == [signal.SIGTERM]
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with interruption() as taken:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert taken.signal is None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_other_settings_are_refused(x, tmp_path):

@@ -191,7 +191,7 @@ def test_exact_data_bring_the_variance_to_its_floor_and_that_is_explained():
     history = fit(model, constant, epochs=200, batch_size=50)
     fraction = history["at_floor"][-1]
     assert fraction == pytest.approx(0.4)
-    assert "2 of 5 features hardly vary in the data" in explain_floor(model, fraction, constant)
+    assert "2 of 5 features hardly vary in 300 rows" in explain_floor(model, fraction, constant)
     assert explain_floor(model, 0.0, constant) is None
     assert at_floor(vae0(5, 2), constant) == 0.0
 

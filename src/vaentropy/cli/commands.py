@@ -43,11 +43,12 @@ def train(
     from vaentropy.runs import train as train_run
 
     if resume is not None:
+        data_folder = given.pop("data_folder")
         others = {"data": data, "config": config, "out": out, "overwrite": overwrite or None, **given}
         named = [name for name, value in others.items() if value is not None]
         if named:
             raise UsageError(f"--resume {resume} given with {named[0]}, expected no settings: a run keeps its own")
-        run = resume_run(resume)
+        run = resume_run(resume, data_folder=data_folder)
     else:
         run = train_run(options.settings_of(config, {"data": data, **given}), out=out, overwrite=overwrite)
     _show(run, as_json)

@@ -20,7 +20,7 @@ __all__ = ["Found", "find", "names"]
 
 FOLDER_VARIABLE = "VAENTROPY_DATA"
 IDX_FILES = "{train,t10k}-images-idx3-ubyte and, if wanted, {train,t10k}-labels-idx1-ubyte, each as it is or as .gz"
-SAME_FILES = ("mnist", "fashion-mnist")
+WITH_HELD_OUT = ("mnist", "fashion-mnist")
 SUSY_FILES = ("SUSY.csv", "SUSY.csv.gz")
 SUSY_FEATURES = 18
 DEFAULT_HELD_OUT = 0.1
@@ -140,7 +140,7 @@ def _find_folder(request: _Request, files: tuple[str, ...], expected: str) -> Pa
     given = Path(given).expanduser()
     candidates = [given / request.name]
     # These sets have the same file names: a folder that bears the name of the other holds that other set.
-    if given.name == request.name or given.name not in SAME_FILES:
+    if given.name == request.name or given.name not in WITH_HELD_OUT:
         candidates.append(given)
     with reading(given, f"a folder that holds {expected}"):
         for folder in candidates:

@@ -3,20 +3,33 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.config import DTYPES, RunConfig
-from vaentropy.data import Dataset, Source
+from vaentropy.data import Dataset, Source, names
 from vaentropy.data import load as load_data
+from vaentropy.data.catalogue import WITH_HELD_OUT
 from vaentropy.data.scaling import Scaling
 from vaentropy.errors import UsageError
 from vaentropy.networks import ConvDecoder, ConvEncoder
+from vaentropy.seeding import seeded
 from vaentropy.vae import VAE, vae0, vae1, vae2, vae3
 
-__all__ = ["build_model", "fingerprint", "load_other", "load_own", "num_threads", "torch_device"]
+__all__ = [
+    "all_rows",
+    "build_model",
+    "fingerprints",
+    "load_other",
+    "load_own",
+    "num_threads",
+    "torch_device",
+    "with_absolute_paths",
+]
 
 # Nothing from a file decides which code runs: a name in a file chooses from these.
 FAMILIES: Mapping[str, Callable[..., VAE]] = {"vae0": vae0, "vae1": vae1, "vae2": vae2, "vae3": vae3}
@@ -39,8 +52,7 @@ def build_model(config: RunConfig, data_shape: tuple[int, ...]) -> VAE:
         UsageError: the settings do not fit the data.
     """
     family = FAMILIES[config.model]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
+    with seeded(config.seed, torch.device("cpu")):
         if config.network == "mlp":
             model = family(data_shape, config.latent_dim, config.hidden)
         else:
@@ -49,15 +61,31 @@ def build_model(config: RunConfig, data_shape: tuple[int, ...]) -> VAE:
     return model.to(torch_dtype(config))
 
 
-def load_own(config: RunConfig, *, folder: str | None = None, held_out: float | None = None) -> Dataset:
+def load_own(config: RunConfig, *, folder: str | None = None) -> Dataset:
     """The run's data set, split by its seed.
 
     Args:
         config: of the run.
         folder: where the files of a named data set are, if not where the run found them.
-        held_out: another fraction than the run's.
     """
-    return _load(config, config.data, folder, config.held_out if held_out is None else held_out, config.scale)
+    return _load(config, config.data, folder, config.held_out, config.scale)
+
+
+def all_rows(
+    config: RunConfig, data: str | None, scaling: Scaling, *, folder: str | None = None
+) -> list[Tensor | Source]:
+    """All rows of a data set in their order, read and scaled as the run's own.
+
+    Args:
+        config: of the run.
+        data: a data set, file or folder; None takes the run's own, with the held-out set that it comes with, if any.
+        scaling: of the run.
+        folder: where the files of a named data set are, if not where the run found them.
+    """
+    parts = [load_other(config, data or config.data, scaling, folder=folder).train]
+    if data is None and config.held_out is None and config.data in WITH_HELD_OUT:
+        parts.append(load_own(config, folder=folder).held_out)
+    return parts
 
 
 def load_other(config: RunConfig, data: str, scaling: Scaling, *, folder: str | None = None) -> Dataset:
@@ -114,7 +142,21 @@ def num_threads(config: RunConfig, model: VAE) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def fingerprint(data: Tensor | Source) -> str:
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The same settings from whichever folder they are read."""
+    folder = None if config.data_folder is None else str(Path(config.data_folder).expanduser().absolute())
+    path = Path(config.data).expanduser()
+    named = config.data in names() or not path.exists()
+    return replace(config, data=config.data if named else str(path.absolute()), data_folder=folder)
+
+
+def fingerprints(data: Dataset) -> dict[str, str]:
+    """What tells whether data have changed, by the names that the manifest has for it."""
+    parts = {"sha256_train": data.train, "sha256_held_out": data.held_out}
+    return {name: _fingerprint(part) for name, part in parts.items() if len(part)}
+
+
+def _fingerprint(data: Tensor | Source) -> str:
     """SHA-256 of shape, dtype and values; of data that are streamed, only the first and the last shard's values."""
     if isinstance(data, Source):
         occupied = [shard for shard, size in enumerate(data.shard_sizes) if size]

@@ -10,8 +10,9 @@ RUN/model.safetensors    weights only
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ from vaentropy.files import (
     write_text,
     write_yaml,
 )
+from vaentropy.training import Checkpoints
 
 __all__ = ["SCHEMA_VERSION", "RunFolder"]
 
 SCHEMA_VERSION = 2
 RUNS = Path("runs")
-LOCK = ".lock"
+LOCK, REPLACED = ".lock", ".replaced"
 FILES = ("config.yaml", "manifest.json", "scaling.safetensors", "history.jsonl", "evaluation.json", "model.safetensors")
 
 
@@ -46,6 +48,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.made = False
 
     def __str__(self) -> str:
         return str(self.path)
@@ -57,16 +60,18 @@ class RunFolder:
         Args:
             out: where, or None.
             name: of the run, where `out` is None.
-            overwrite: allow a folder that holds a run; `clear` removes that.
+            overwrite: allow a folder that holds a run.
 
         Raises:
             UsageError: `out` exists and is neither empty nor a run that may be overwritten, or it cannot be made.
         """
         if out is not None:
             folder = cls(out)
-            folder._require_free(overwrite)
+            folder.require_free(overwrite=overwrite)
+            folder.made = not folder.path.exists()
             folder._make(exist_ok=True)
             return folder
+        cls(RUNS)._make(exist_ok=True)
         number = 1
         while True:
             folder = cls(RUNS / (name if number == 1 else f"{name}-{number}"))
@@ -75,9 +80,15 @@ class RunFolder:
             except FileExistsError:
                 number += 1
             else:
+                folder.made = True
                 return folder
 
-    def _require_free(self, overwrite: bool) -> None:
+    def require_free(self, *, overwrite: bool) -> None:
+        """Refuse a folder that holds something else than a run that may be overwritten.
+
+        Raises:
+            UsageError: it does.
+        """
         if not self.path.exists():
             return
         if not self.path.is_dir():
@@ -97,7 +108,9 @@ class RunFolder:
     def _make(self, *, exist_ok: bool) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=exist_ok)
-        except FileExistsError:
+        except FileExistsError as error:
+            if exist_ok:  # a file, or a link that leads nowhere
+                raise UsageError(f"{self} exists and is not a folder; name another folder with --out") from error
             raise
         except OSError as error:
             raise UsageError(f"{self} cannot be made: {error.strerror}; name another folder with --out") from error
@@ -124,29 +137,46 @@ class RunFolder:
         with lock:
             yield
 
-    def clear(self) -> None:
-        """Remove the files of the run that the folder holds, if any, and nothing else."""
+    # A run that is overwritten lies in a folder within until the new one has a checkpoint.
+
+    def set_aside(self) -> None:
+        """Move the run that the folder holds, if any, out of the way of a new one; nothing else is touched."""
+        self.drop_set_aside()
         if not self.file("config.yaml").exists():
             return
-        states = self.file("checkpoints")
-        if states.is_dir():
-            for path in states.glob("*.safetensors"):
-                path.unlink()
+        aside = self.file(REPLACED)
+        aside.mkdir()
         # config.yaml last: until then the folder is a run, which may be overwritten.
-        for name in reversed(FILES):
-            self.file(name).unlink(missing_ok=True)
+        for name in ("checkpoints", *reversed(FILES)):
+            if self.file(name).exists():
+                self.file(name).replace(aside / name)
+
+    def drop_set_aside(self) -> None:
+        """Remove the run that was set aside, if any."""
+        shutil.rmtree(self.file(REPLACED), ignore_errors=True)
+
+    def take_back(self) -> None:
+        """Remove a new run that came to nothing, and put back the one that was set aside, if any."""
+        with suppress(OSError):
+            for name in FILES:
+                self.file(name).unlink(missing_ok=True)
+            shutil.rmtree(self.file("checkpoints"), ignore_errors=True)
+            if self.file(REPLACED).is_dir():
+                for path in self.file(REPLACED).iterdir():
+                    path.replace(self.path / path.name)
+                self.file(REPLACED).rmdir()
+
+    def has_begun(self) -> bool:
+        """Whether its training has done anything that is worth keeping: a step in a checkpoint, or an epoch."""
+        history = self.path / "history.jsonl"
+        return any(Checkpoints(self.path).steps()) or (history.exists() and history.stat().st_size > 0)
 
     def remove_if_unused(self) -> None:
-        """Remove a run that made no checkpoint: it is of no use, and in the way of the next try."""
-        states = self.path / "checkpoints"
-        if states.is_dir() and any(states.iterdir()):
-            return
-        self.clear()
-        if states.is_dir():
-            states.rmdir()
-        (self.path / LOCK).unlink(missing_ok=True)
-        if not any(self.path.iterdir()):
-            self.path.rmdir()
+        """Remove the folder again if it was made for a run that came to nothing."""
+        with suppress(OSError):
+            if self.made and not (self.path / "config.yaml").exists():
+                (self.path / LOCK).unlink(missing_ok=True)
+                self.path.rmdir()
 
     # Files.
 
@@ -222,6 +252,31 @@ class RunFolder:
                 "update it with: pip install --upgrade vaentropy"
             )
         return manifest
+
+    def is_locked(self) -> bool:
+        """Whether a process holds the folder at this moment."""
+        try:
+            with self.locked():
+                return False
+        except UsageError:
+            return True
+
+    def require_same_data(self, fingerprints: Mapping[str, str]) -> None:
+        """Refuse data that are not those a run was trained on.
+
+        Args:
+            fingerprints: of the data as they are now, by the manifest's names.
+
+        Raises:
+            DataError: one is another, or the manifest has none.
+        """
+        stored = self.manifest().get("data")
+        for name, value in fingerprints.items():
+            if not isinstance(stored, dict) or stored.get(name) != value:
+                raise DataError(
+                    f"the data have changed since {self} was trained on them; put them back, or name data to evaluate "
+                    "with --data"
+                )
 
     def data_shape(self) -> tuple[int, ...]:
         """Shape of a data point of the run.

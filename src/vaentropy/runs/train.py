@@ -3,10 +3,11 @@
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +15,9 @@ import torch
 import vaentropy
 from vaentropy.config import RunConfig
 from vaentropy.data import Dataset
-from vaentropy.errors import DataError, TrainingError
+from vaentropy.errors import TrainingError, UsageError
 from vaentropy.files import write_tensors
-from vaentropy.runs.build import build_model, fingerprint, load_own, num_threads, torch_device
+from vaentropy.runs.build import build_model, fingerprints, load_own, num_threads, torch_device, with_absolute_paths
 from vaentropy.runs.folder import SCHEMA_VERSION, RunFolder
 from vaentropy.training import Checkpoints, History, Interrupted, fit
 from vaentropy.training.floor import explain_floor
@@ -61,35 +62,46 @@ def train(
     Args:
         config: what to do.
         out: folder of the run, new or empty; by default a new one under runs/.
-        overwrite: replace the run that `out` holds.
+        overwrite: replace the run that `out` holds; it is there until the new one has begun.
         progress: a bar on stderr; None shows it on a terminal.
 
     Raises:
         VaentropyError: a setting, the data or the folder cannot be used; nothing that existed has been changed.
-        TrainingError: training diverged for good; the folder has checkpoints and history up to there.
+        TrainingError: training diverged for good; if it had come beyond its first epoch, the folder has checkpoints and
+            history up to there.
         Interrupted: by Ctrl-C or SIGTERM, after a checkpoint; `resume` goes on from it.
     """
-    data, model = _prepare(config)
+    config = with_absolute_paths(config)
+    prepared = _prepare(config)
     folder = RunFolder.new(out, f"{Path(config.data).stem}-{config.model}", overwrite=overwrite)
-    with folder.locked():
-        if overwrite:
-            folder.clear()
-        try:
-            # First of all: with it the folder is a run, from which training can be resumed.
-            folder.write_config(config)
-            return _train(folder, config, data, model, resume=False, progress=progress)
-        except BaseException:
-            folder.remove_if_unused()
-            raise
+    try:
+        with folder.locked():
+            # Once more: a run may have ended here in between.
+            folder.require_free(overwrite=overwrite)
+            folder.set_aside()
+            try:
+                # First of all: with it the folder is a run, from which training can be resumed.
+                folder.write_config(config)
+                run = _train(folder, config, prepared, resume=False, progress=progress)
+            except BaseException:
+                if not folder.has_begun():
+                    folder.take_back()
+                raise
+            finally:
+                folder.drop_set_aside()
+            return run
+    finally:
+        folder.remove_if_unused()
 
 
-def resume(run: str | Path, *, progress: bool | None = None) -> Run:
+def resume(run: str | Path, *, data_folder: str | None = None, progress: bool | None = None) -> Run:
     """Go on with an interrupted run from its newest checkpoint, to the same end as if it had not been interrupted.
 
     A run that was killed before its first checkpoint begins anew, a finished one is evaluated again.
 
     Args:
         run: its folder.
+        data_folder: where the files of a named data set are, if no longer where the run found them.
         progress: a bar on stderr; None shows it on a terminal.
 
     Raises:
@@ -99,39 +111,37 @@ def resume(run: str | Path, *, progress: bool | None = None) -> Run:
     folder = RunFolder(run)
     config = folder.config()
     with folder.locked():
-        data, model = _prepare(config)
+        if folder.file("model.safetensors").exists() and not Checkpoints(folder.path).steps():
+            raise UsageError(f"{folder} is finished and has no checkpoints, so that there is nothing to resume")
+        prepared = _prepare(config, data_folder)
         if folder.file("manifest.json").exists():
-            require_unchanged(folder, data)
-        return _train(folder, config, data, model, resume=True, progress=progress)
+            folder.require_same_data(prepared.fingerprints)
+        folder.drop_set_aside()
+        return _train(folder, config, prepared, resume=True, progress=progress)
 
 
-def require_unchanged(folder: RunFolder, data: Dataset) -> None:
-    """Refuse data that are not those a run was trained on.
-
-    Raises:
-        DataError: their fingerprint is another one.
-    """
-    if folder.manifest()["data"].get("sha256_train") != fingerprint(data.train):
-        raise DataError(
-            f"{data.name} has changed since {folder} was trained on it; put the data back, or name data to evaluate "
-            "with --data"
-        )
+class _Prepared(NamedTuple):
+    data: Dataset
+    fingerprints: Mapping[str, str]
+    model: VAE
 
 
-def _prepare(config: RunConfig) -> tuple[Dataset, VAE]:
-    data, device = load_own(config), torch_device(config.device)
-    return data, build_model(config, data.data_shape).to(device)
+def _prepare(config: RunConfig, data_folder: str | None = None) -> _Prepared:
+    device = torch_device(config.device)
+    data = load_own(config, folder=data_folder)
+    if config.patience and not len(data.held_out):
+        raise UsageError(f"patience={config.patience} given without held-out data, expected some to judge by")
+    return _Prepared(data, fingerprints(data), build_model(config, data.data_shape).to(device))
 
 
-def _train(
-    folder: RunFolder, config: RunConfig, data: Dataset, model: VAE, *, resume: bool, progress: bool | None
-) -> Run:
+def _train(folder: RunFolder, config: RunConfig, prepared: _Prepared, *, resume: bool, progress: bool | None) -> Run:
     start = time.perf_counter()
+    data, _, model = prepared
     for name in ("history.jsonl", "checkpoints", "model.safetensors"):
         # Nothing is written through a link that leads out of the folder.
         folder.file(name)
     folder.write_scaling(data.scaling)
-    folder.write_json("manifest.json", _manifest(model, data, "running"))
+    folder.write_json("manifest.json", _manifest(prepared, "running"))
     try:
         with num_threads(config, model):
             history = fit(
@@ -145,23 +155,23 @@ def _train(
                 **config.settings(),
             )
     except Interrupted as interrupted:
-        folder.write_json("manifest.json", _manifest(model, data, "interrupted"))
-        how = f"{interrupted}; go on with: vaentropy train --resume {folder}"
-        raise Interrupted(interrupted.signal, how, at_once=interrupted.at_once) from None
+        folder.write_json("manifest.json", _manifest(prepared, "interrupted"))
+        how = f"; go on with: vaentropy train --resume {folder}" if folder.has_begun() else ""
+        raise Interrupted(interrupted.signal, f"{interrupted}{how}", at_once=interrupted.at_once) from None
     except TrainingError as error:
-        folder.write_json("manifest.json", _manifest(model, data, f"failed: {error}"))
+        folder.write_json("manifest.json", _manifest(prepared, f"failed: {error}"))
         raise
-    return _finish(folder, config, data, model, history, time.perf_counter() - start)
+    return _finish(folder, config, prepared, history, time.perf_counter() - start)
 
 
-def _finish(folder: RunFolder, config: RunConfig, data: Dataset, model: VAE, history: History, seconds: float) -> Run:
-    evaluations = {name: value for name, value in history.to_dict().items() if name != "rows"}
-    folder.write_json("evaluation.json", evaluations)
-    folder.write_json("manifest.json", _manifest(model, data, "finished"))
+def _finish(folder: RunFolder, config: RunConfig, prepared: _Prepared, history: History, seconds: float) -> Run:
+    data, _, model = prepared
     write_tensors(folder.file("model.safetensors"), model.state_dict())
+    folder.write_json("evaluation.json", {name: value for name, value in history.to_dict().items() if name != "rows"})
+    # Last of all: what it says is there is there.
+    folder.write_json("manifest.json", _manifest(prepared, "finished"))
     last = history.rows[-1]
-    some = data.train[:512] if isinstance(data.train, torch.Tensor) else next(iter(data.train))[:512]
-    floor = explain_floor(model, float(last.get("at_floor", 0.0)), some)
+    floor = explain_floor(model, at_floor, data.train) if (at_floor := float(last.get("at_floor", 0.0))) else None
     remarks = [remark for remark in (_bits(data, history), _stopped(history), floor) if remark]
     return Run(folder.path, config, model, data, history, max(seconds, float(last["seconds"])), tuple(remarks))
 
@@ -182,7 +192,8 @@ def _stopped(history: History) -> str | None:
     return f"stopped after epoch {int(history.rows[-1]['epoch'])}: {history.stopped}{end}"
 
 
-def _manifest(model: VAE, data: Dataset, status: str) -> dict[str, Any]:
+def _manifest(prepared: _Prepared, status: str) -> dict[str, Any]:
+    data, prints, model = prepared
     return {
         "schema_version": SCHEMA_VERSION,
         "status": status,
@@ -197,7 +208,7 @@ def _manifest(model: VAE, data: Dataset, status: str) -> dict[str, Any]:
             "data_shape": data.data_shape,
             "num_train": len(data.train),
             "num_held_out": len(data.held_out),
-            "sha256_train": fingerprint(data.train),
+            **prints,
         },
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,

@@ -9,7 +9,6 @@ import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.calibration import optimal_factors, require_usable
-from vaentropy.config import RunConfig
 from vaentropy.data import Source
 from vaentropy.data.scaling import Scaling
 from vaentropy.errors import DataError, UsageError
@@ -18,10 +17,10 @@ from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.files import write_tensors
 from vaentropy.modes import in_mode
 from vaentropy.results import Evaluation
-from vaentropy.runs.build import build_model, load_other, load_own, torch_device
+from vaentropy.rows import fill_missing
+from vaentropy.runs.build import all_rows, build_model, fingerprints, load_other, load_own, torch_device
 from vaentropy.runs.folder import RunFolder
 from vaentropy.runs.output import Output
-from vaentropy.runs.train import require_unchanged
 from vaentropy.training import Checkpoints
 from vaentropy.vae import VAE
 
@@ -30,21 +29,31 @@ __all__ = ["calibrate_run", "describe_run", "encode_run", "evaluate_run", "load"
 BATCH_SIZE = 1024
 
 
-def load(run: str | Path, *, device: str | torch.device = "cpu", model: VAE | None = None) -> VAE:
+def load(run: str | Path, *, device: str | torch.device = "cpu", model: VAE | None = None, best: bool = False) -> VAE:
     """The trained model of a run, in eval mode; where the run scaled its data, in the space of the scaled data.
 
     Args:
         run: its folder.
         device: where to put it; "auto" takes a GPU where there is one.
         model: your own VAE to load the weights into; by default the run's settings say what to build.
+        best: take the weights with the best held-out ELBO seen in training, from the checkpoints, and not those that
+            training ended with; the run need not be finished.
 
     Raises:
-        DataError: the folder is no finished run, or its weights do not fit the model.
+        DataError: the folder is no finished run, has no best checkpoint, or its weights do not fit the model.
     """
     folder = RunFolder(run)
     if model is None:
         model = build_model(folder.config(), folder.data_shape())
-    weights, _ = folder.tensors("model.safetensors")
+    if best:
+        path = Checkpoints(folder.path).best_path()
+        if path is None:
+            raise DataError(f"{folder} has no checkpoint with a best held-out ELBO; load it without best=True")
+        tensors, _ = folder.tensors(f"checkpoints/{path.name}")
+        prefix = "model."
+        weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    else:
+        weights, _ = folder.tensors("model.safetensors")
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -82,7 +91,7 @@ def evaluate_run(
     config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
     if data is None:
         own = load_own(config, folder=data_folder)
-        require_unchanged(folder, own)
+        folder.require_same_data(fingerprints(own))
         parts = {"train": own.train, "held_out": own.held_out}
     else:
         parts = {"data": load_other(config, data, scaling, folder=data_folder).train}
@@ -121,9 +130,13 @@ def calibrate_run(
         VaentropyError: the run or its data cannot be used, or σ² is fixed (VAE-0).
     """
     folder = RunFolder(run)
+    if out is not None:
+        if Path(out).resolve() == folder.path.resolve():
+            raise UsageError(f"{out} given as the folder of the copy, expected another one than that of the run itself")
+        RunFolder(out).require_free(overwrite=overwrite)
     config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
     own = load_own(config, folder=data_folder)
-    require_unchanged(folder, own)
+    folder.require_same_data(fingerprints(own))
     options: dict[str, Any] = {"missing": config.missing, "log_jacobian": scaling.log_jacobian}
     before = evaluate(model, own.train, expectation=expectation, **options)
     variance_factor, prior_factor = optimal_factors(before)
@@ -133,16 +146,15 @@ def calibrate_run(
     # The noise that the optimum was found with would make the residuals 0 by construction.
     after = evaluate(model, own.train, expectation=expectation.with_seed(_next_seed(expectation)), **options)
     copy = RunFolder.new(out, f"{folder.path.resolve().name}-calibrated", overwrite=overwrite)
-    if copy.path.resolve() == folder.path.resolve():
-        raise UsageError(f"{out} given as the folder of the copy, expected another one than that of the run itself")
     with copy.locked():
-        if overwrite:
-            copy.clear()
+        copy.require_free(overwrite=overwrite)
+        copy.set_aside()
         copy.write_config(config)
         copy.write_scaling(scaling)
         copy.write_json("manifest.json", {**folder.manifest(), "status": "finished", "calibrated_from": str(folder)})
         copy.write_json("evaluation.json", {"train": after.to_dict()})
         write_tensors(copy.file("model.safetensors"), model.state_dict())
+        copy.drop_set_aside()
     return copy.path, before, after
 
 
@@ -166,7 +178,8 @@ def encode_run(
     Args:
         run: its folder.
         out: a .npy, .csv or .parquet file of latent_dim columns; None writes CSV to stdout.
-        data: a data set, file or folder; by default the run's own, training and held-out rows as they are in it.
+        data: a data set, file or folder; by default the run's own, all rows as they are in its file, followed by those
+            of the held-out set that it comes with, if any.
         data_folder: where the files of a named data set are, if no longer where the run found them.
         variance: write the posterior variances as well, in as many columns more.
         overwrite: replace the file if it exists.
@@ -179,15 +192,18 @@ def encode_run(
     Raises:
         VaentropyError: the run, the data or the file cannot be used.
     """
-    model, config, x, _ = _opened(run, data, data_folder, device)
+    config = RunFolder(run).config()
     names = [f"mean_{h}" for h in range(config.latent_dim)]
     names += [f"variance_{h}" for h in range(config.latent_dim)] if variance else []
+
+    output = Output(out, (len(names),), names, overwrite=overwrite)
+    model, parts, _ = _opened(run, data, data_folder, device)
 
     def rows(batch: Tensor) -> Tensor:
         q = model.posterior(batch)
         return torch.cat([q.mean, q.variance], -1) if variance else q.mean
 
-    return _write(model, x, rows, Output(out, (len(names),), names, overwrite=overwrite), on_batch)
+    return _write(model, parts, rows, output, on_batch)
 
 
 def reconstruct_run(
@@ -204,12 +220,13 @@ def reconstruct_run(
 
     Arguments, result and errors are those of `encode_run`; rows have the shape of the data (flattened in tables).
     """
-    model, _, x, scaling = _opened(run, data, data_folder, device)
+    output = Output(out, RunFolder(run).data_shape(), None, overwrite=overwrite)
+    model, parts, scaling = _opened(run, data, data_folder, device)
 
     def rows(batch: Tensor) -> Tensor:
-        return scaling.undo(model.likelihood(model.posterior(batch).mean).mean.cpu())
+        return _as_stored(model.likelihood(model.posterior(batch).mean).mean, scaling)
 
-    return _write(model, x, rows, Output(out, model.data_shape, None, overwrite=overwrite), on_batch)
+    return _write(model, parts, rows, output, on_batch)
 
 
 def sample_run(
@@ -244,7 +261,7 @@ def sample_run(
     model, scaling = load(run, device=device), RunFolder(run).scaling()
     output = Output(out, model.data_shape, None, overwrite=overwrite)
     with output.opened(num_samples) as write:
-        write(scaling.undo(model.sample(num_samples, noise=noise, seed=seed).cpu()))
+        write(_as_stored(model.sample(num_samples, noise=noise, seed=seed), scaling))
     return num_samples
 
 
@@ -258,9 +275,12 @@ def describe_run(run: str | Path) -> dict[str, Any]:
     config = folder.config()
     manifest = folder.manifest() if folder.file("manifest.json").exists() else {"status": "not started"}
     rows = _history(folder)
+    status = manifest.get("status", "finished")
+    if status == "running" and not folder.is_locked():
+        status = "interrupted"
     return {
         "run": str(folder),
-        "status": manifest.get("status", "finished"),
+        "status": status,
         "epochs": f"{len(rows)} of {config.epochs}",
         "checkpoints": Checkpoints(folder.path).steps(),
         "last": rows[-1] if rows else None,
@@ -286,12 +306,19 @@ def _history(folder: RunFolder) -> list[dict[str, Any]]:
 
 def _opened(
     run: str | Path, data: str | None, data_folder: str | None, device: str
-) -> tuple[VAE, RunConfig, Tensor | Source, Scaling]:
+) -> tuple[VAE, list[Tensor | Source], Scaling]:
     folder = RunFolder(run)
     config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
-    x = load_other(config, data or config.data, scaling, folder=data_folder).train
-    _require_shape(model, x)
-    return model, config, x, scaling
+    parts = all_rows(config, data, scaling, folder=data_folder)
+    for x in parts:
+        _require_shape(model, x)
+    return model, parts, scaling
+
+
+def _as_stored(y: Tensor, scaling: Scaling) -> Tensor:
+    x = scaling.undo(y.cpu())
+    # The uniform noise that whole numbers got has mean ½.
+    return x - 0.5 if scaling.dequantised else x
 
 
 def _require_shape(model: VAE, x: Tensor | Source) -> None:
@@ -300,23 +327,25 @@ def _require_shape(model: VAE, x: Tensor | Source) -> None:
         raise DataError(f"data points of shape {given} given, expected {model.data_shape} as in training")
 
 
-def _batches(x: Tensor | Source) -> Iterator[Tensor]:
-    for shard in [x] if isinstance(x, Tensor) else x:
-        yield from shard.split(BATCH_SIZE)
+def _batches(parts: list[Tensor | Source]) -> Iterator[Tensor]:
+    for x in parts:
+        for shard in [x] if isinstance(x, Tensor) else x:
+            yield from shard.split(BATCH_SIZE)
 
 
 @torch.no_grad()
 def _write(
     model: VAE,
-    x: Tensor | Source,
+    parts: list[Tensor | Source],
     rows: Callable[[Tensor], Tensor],
     output: Output,
     on_batch: Callable[[int], None] | None,
 ) -> int:
-    weight = model.latent_mean.weight
-    with output.opened(len(x)) as write, in_mode(model, "eval"):
-        for batch in _batches(x):
-            write(rows(batch.to(weight.device, weight.dtype).nan_to_num(nan=0.0)))
+    weight, num_rows = model.latent_mean.weight, sum(len(x) for x in parts)
+    with output.opened(num_rows) as write, in_mode(model, "eval"):
+        for batch in _batches(parts):
+            x, _ = fill_missing(batch)
+            write(rows(x.to(weight.device, weight.dtype)))
             if on_batch:
                 on_batch(len(batch))
-    return len(x)
+    return num_rows

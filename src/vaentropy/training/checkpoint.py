@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from vaentropy.errors import DataError, UsageError
-from vaentropy.files import append_line, flush_to_disk, read_tensors, read_text, to_json, write_tensors, write_text
+from vaentropy.files import (
+    ASIDE,
+    append_line,
+    flush_to_disk,
+    read_tensors,
+    read_text,
+    to_json,
+    write_tensors,
+    write_text,
+)
 from vaentropy.training.history import Row
 from vaentropy.training.state import Snapshot
 
@@ -19,8 +28,8 @@ __all__ = ["Checkpoints"]
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN = 30.0
-NAME = re.compile(r"step-(\d{9,})\.safetensors")
-BEST = "best.safetensors"
+STEP, BEST = "step", "best"
+NAME = re.compile(rf"({STEP}|{BEST})-(\d{{9,}})\.safetensors")
 HISTORY = "history.jsonl"
 # In a checkpoint made within an epoch: the state at its beginning, to which a rollback would return.
 START = "epoch_start."
@@ -31,7 +40,7 @@ class Checkpoints:
 
         FOLDER/history.jsonl                          one row per epoch, append-only; cut back when training is resumed
         FOLDER/checkpoints/step-000000120.safetensors complete state, under a checksum, after so many steps
-        FOLDER/checkpoints/best.safetensors           complete state with the best held-out ELBO so far
+        FOLDER/checkpoints/best-000000080.safetensors complete state with the best held-out ELBO so far
 
     Args:
         folder: made if it is missing.
@@ -58,35 +67,46 @@ class Checkpoints:
     def _history(self) -> Path:
         return self.folder / HISTORY
 
-    def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there, the newest first."""
+    def _steps(self, kind: str) -> list[int]:
         if not self._states.is_dir():
             return []
         matches = (NAME.fullmatch(path.name) for path in self._states.iterdir())
-        return sorted((int(match[1]) for match in matches if match), reverse=True)
+        return sorted((int(match[2]) for match in matches if match and match[1] == kind), reverse=True)
+
+    def _path(self, kind: str, step: int) -> Path:
+        return self._states / f"{kind}-{step:09d}.safetensors"
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, the newest first."""
+        return self._steps(STEP)
 
     def path(self, step: int) -> Path:
         """The file of the checkpoint made after so many steps."""
-        return self._states / f"step-{step:09d}.safetensors"
+        return self._path(STEP, step)
+
+    def best_path(self) -> Path | None:
+        """The file of the state with the best held-out ELBO so far; None where there is none."""
+        steps = self._steps(BEST)
+        return self._path(BEST, steps[0]) if steps else None
 
     # Writing.
 
-    def begin(self, *, anew: bool = False) -> None:
+    def begin(self) -> None:
         """Make the folder ready for a training from its first step.
 
-        Args:
-            anew: forget a history that no checkpoint goes with, left by a training that was killed early.
-
         Raises:
-            UsageError: it holds a training already.
+            UsageError: it holds a training already, or a history that no checkpoint goes with.
         """
-        if self.steps() or (not anew and self._history.exists() and self._history.stat().st_size):
+        if self.steps():
             raise UsageError(
                 f"{self.folder} holds a training already; pass resume=True to go on with it, or name another folder"
             )
+        if self._history.exists():
+            raise UsageError(
+                f"{self.folder} holds a {HISTORY} that no checkpoint goes with; name another folder, or move it away"
+            )
         self._states.mkdir(parents=True, exist_ok=True)
-        if anew:
-            self._history.unlink(missing_ok=True)
+        self._remove_unfinished()
 
     def append(self, row: Row) -> None:
         """Add a row to the history."""
@@ -112,14 +132,19 @@ class Checkpoints:
         if epoch_start is not None:
             tensors |= {START + name: tensor for name, tensor in epoch_start.tensors.items()}
             numbers["epoch_start"] = epoch_start.numbers
-        write_tensors(self.path(snapshot.numbers["step"]), tensors, numbers)
-        for step in self.steps()[self.keep :]:
-            self.path(step).unlink(missing_ok=True)
+        step, best_step = numbers["step"], numbers["best_step"]
+        write_tensors(self.path(step), tensors, numbers)
+        # Later ones are of a course that training has left, by a rollback or past a damaged file.
+        kept = [other for other in self.steps() if other <= step][: self.keep]
+        for other in {*self.steps()} - {*kept}:
+            self.path(other).unlink(missing_ok=True)
+        for other in {*self._steps(BEST)} - {best_step}:
+            self._path(BEST, other).unlink(missing_ok=True)
         self._last_time = time.monotonic()
 
     def save_best(self, snapshot: Snapshot) -> None:
-        """Write the state with the best held-out ELBO so far."""
-        write_tensors(self._states / BEST, *snapshot)
+        """Write the state with the best held-out ELBO so far; the one before goes with the next checkpoint."""
+        write_tensors(self._path(BEST, snapshot.numbers["step"]), *snapshot)
 
     # Reading.
 
@@ -140,12 +165,14 @@ class Checkpoints:
         return None
 
     def best(self, step: int) -> Snapshot | None:
-        """The best state, if it is the one of this step (a later one is made again when training gets there)."""
+        """The best state, which was seen at this step; None where it is not there or damaged."""
         try:
-            snapshot = Snapshot(*read_tensors(self._states / BEST))
+            return Snapshot(*read_tensors(self._path(BEST, step)))
         except FileNotFoundError:
             return None
-        return snapshot if snapshot.numbers.get("step") == step else None
+        except DataError as error:
+            logger.warning("%s", error)
+            return None
 
     def rows(self, count: int) -> list[Row]:
         """The first `count` rows of the history; what follows, made after the checkpoint, is cut off the file.
@@ -153,6 +180,7 @@ class Checkpoints:
         Raises:
             DataError: fewer rows are there, or they are not rows.
         """
+        self._remove_unfinished()
         try:
             lines = read_text(self._history).splitlines()
         except FileNotFoundError:
@@ -166,9 +194,14 @@ class Checkpoints:
                 f"{self._history} holds {len(rows)} rows, expected at least {count} as the checkpoint says; put the "
                 "whole file back, or start anew in another folder"
             )
-        if len(lines) > count or not self._history.exists():
+        if len(lines) > count:
             write_text(self._history, "".join(line + "\n" for line in lines[:count]))
         return rows
+
+    def _remove_unfinished(self) -> None:
+        """Remove what a process left that was killed while it wrote a file."""
+        for path in [*self._states.glob(f"*{ASIDE}"), *self.folder.glob(f"{HISTORY}{ASIDE}")]:
+            path.unlink(missing_ok=True)
 
 
 def _parts(

@@ -1,8 +1,9 @@
 """`TrainingData`: whatever the user has, as batches that a model can take."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
-from itertools import islice
 
+import torch
 from torch.utils.data import DataLoader
 
 from vaentropy._typing import Tensor
@@ -48,12 +49,10 @@ class TrainingData:
     ):
         self.device, self.dtype = placement(model)
         self.rows: Tensor | Source | DataLoader
+        self._name, self._missing = name, missing == "ignore"
         if isinstance(data, DataLoader):
-            if getattr(data, "drop_last", False):
-                raise UsageError(f"{name} is a DataLoader with drop_last=True, expected one that gives every row")
             self.rows = data
-            # A look at one batch, so that a wrong shape is an error before any work is done.
-            self._require_shape(model, tuple(self.some().shape), name)
+            self._check_loader(model, data)
             return
         rows = as_rows(data)
         if rows is None:
@@ -62,11 +61,29 @@ class TrainingData:
         if isinstance(rows, Tensor):
             self._require_shape(model, tuple(rows.shape), name)
             rows = rows.to(device=self.device, dtype=self.dtype)
-            require_finite(rows, name, missing=missing == "ignore")
+            require_finite(rows, name, missing=self._missing)
         else:
             self._require_shape(model, (len(rows), *rows.data_shape), name)
         self.rows = rows
         self._batches = Batches(rows, batch_size, seed)
+
+    def _check_loader(self, model: VAE, loader: DataLoader) -> None:
+        if getattr(loader, "drop_last", False):
+            raise UsageError(f"{self._name} is a DataLoader with drop_last=True, expected one that gives every row")
+        try:
+            len(loader)
+        except TypeError as error:
+            raise UsageError(
+                f"{self._name} is a DataLoader of unknown length, expected one that can be counted; load the data by "
+                "vaentropy.data.load, which streams what is large"
+            ) from error
+        # A look at one batch, so that a wrong shape is an error before any work is done; one only, since it moves the
+        # generators that the order depends on.
+        first = next(iter(loader), None)
+        if first is None:
+            raise DataError(f"{self._name} is a DataLoader without batches, expected at least one")
+        self._first = rows_of(first)
+        self._require_shape(model, tuple(self._first.shape), self._name)
 
     @staticmethod
     def _require_shape(model: VAE, shape: tuple[int, ...], name: str) -> None:
@@ -78,22 +95,51 @@ class TrainingData:
         """Batches per epoch."""
         return len(self.rows) if isinstance(self.rows, DataLoader) else len(self._batches)
 
+    @property
+    def from_any_batch(self) -> bool:
+        """Whether an epoch can be entered at any batch; that of a DataLoader only at its beginning."""
+        return not isinstance(self.rows, DataLoader)
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """The generator of a DataLoader's own, on which its order depends."""
+        return self.rows.generator if isinstance(self.rows, DataLoader) else None
+
+    def describe(self) -> dict[str, str]:
+        """What resuming has to find again: sizes, dtype, kind of device, the first rows."""
+        first = "" if isinstance(self.rows, DataLoader) else f", sha256 {_digest(self.some())}"
+        device = "cpu" if self.device is None else self.device.type
+        shape = tuple(self.some().shape[1:])
+        return {"data": f"{len(self)} batches, shape {shape}, {self.dtype}, on {device}{first}"}
+
     def epoch(self, number: int, start: int = 0) -> Iterator[Tensor]:
-        """Batches of one epoch, from the one numbered `start` on."""
+        """Batches of one epoch, from the one numbered `start` on; of a DataLoader only from the first.
+
+        Raises:
+            DataError: a value is not finite.
+        """
+        if isinstance(self.rows, Tensor):
+            yield from self._batches.epoch(number, start)
+            return
         if isinstance(self.rows, DataLoader):
+            assert start == 0
             set_epoch = getattr(self.rows.sampler, "set_epoch", None)
             if set_epoch:
                 set_epoch(number)
-            batches: Iterable[Tensor] = islice(map(rows_of, self.rows), start, None)
+            batches: Iterable[Tensor] = map(rows_of, self.rows)
         else:
             batches = self._batches.epoch(number, start)
-        return (batch.to(device=self.device, dtype=self.dtype) for batch in batches)
+        for batch in batches:
+            require_finite(batch, self._name, missing=self._missing)
+            yield batch.to(device=self.device, dtype=self.dtype)
 
     def some(self) -> Tensor:
         """A few rows."""
         if isinstance(self.rows, Tensor):
             return self.rows[:SOME]
-        first = next(iter(self.rows), None)
-        if first is None:
-            raise DataError("no data points given, expected at least one")
-        return rows_of(first)[:SOME].to(device=self.device, dtype=self.dtype)
+        first = self._first if isinstance(self.rows, DataLoader) else next(iter(self.rows))
+        return first[:SOME].to(device=self.device, dtype=self.dtype)
+
+
+def _digest(x: Tensor) -> str:
+    return hashlib.sha256(x.detach().cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()[:16]

@@ -71,7 +71,7 @@ def fit(
         model: changed in place.
         data: (N, *data_shape), a tensor, array or data frame; a `Source` or map-style torch Dataset, read shard by
             shard, so that it may be larger than memory; or a DataLoader, whose batches are taken as they come (of
-            [data, labels] the data), so that resuming needs it to shuffle in the same way again.
+            [data, labels] the data) and which is resumed from the beginning of an epoch.
         held_out: the same, evaluated along with the training data; never trained on.
         epochs: passes over the data. Every point is used in each.
         batch_size: points per step at most; the batches of an epoch are of nearly equal size.
@@ -129,11 +129,8 @@ def fit(
         missing=missing,
         seed=seed,
     )
-    how = {"batch_size": batch_size, "seed": seed, "missing": missing}
-    x = TrainingData(model, data, "data", **how)
     empty = held_out is None or (hasattr(held_out, "__len__") and len(held_out) == 0)  # type: ignore[arg-type]
-    x_held_out = None if empty else TrainingData(model, held_out, "held_out", **how)  # type: ignore[arg-type]
-    if patience and x_held_out is None:
+    if patience and empty:
         raise UsageError(f"patience={patience} given without held-out data, expected some to judge by; pass held_out=")
     if resume and checkpoints is None:
         raise UsageError("resume=True given without checkpoints, expected their folder; pass checkpoints=...")
@@ -150,19 +147,21 @@ def fit(
         interruption(checkpoints is not None) as interrupted,
         progress_bar(epochs, "epochs", show=progress) as report,
     ):
+        how = {"batch_size": batch_size, "seed": seed, "missing": missing}
+        x = TrainingData(model, data, "data", **how)
+        noise = torch.Generator(device).manual_seed(seed)
         loop = Loop(
-            TrainingState(model, _adam(model, settings), torch.Generator(device).manual_seed(seed)),
-            x,
-            x_held_out,
-            settings,
-            report,
-            interrupted,
-            checkpoints,
-            {"log_jacobian": log_jacobian},
-            on_epoch,
+            state=TrainingState(model, _adam(model, settings), noise, x.generator),
+            data=x,
+            held_out=None if empty else TrainingData(model, held_out, "held_out", **how),  # type: ignore[arg-type]
+            settings=settings,
+            log_jacobian=log_jacobian,
+            report=report,
+            interruption=interrupted,
+            checkpoints=checkpoints,
+            on_epoch=on_epoch,
         )
-        if checkpoints is not None and not (resume and loop.resume(checkpoints)):
-            checkpoints.begin(anew=resume)
+        loop.begin(resume=resume)
         loop.run()
     return loop.history
 

@@ -3,6 +3,7 @@
 import torch
 
 from vaentropy._typing import Tensor
+from vaentropy.data.source import Source
 from vaentropy.likelihoods import GaussianHead
 from vaentropy.modes import in_mode
 from vaentropy.vae import VAE
@@ -19,22 +20,23 @@ def at_floor(model: VAE, x: Tensor) -> float:
         return model.head.at_floor(model.decoder_features(model.posterior(x.nan_to_num(nan=0.0)).mean))
 
 
-def explain_floor(model: VAE, fraction: float, x: Tensor) -> str | None:
+def explain_floor(model: VAE, fraction: float, x: Tensor | Source) -> str | None:
     """Why σ² is at its floor and what to do, one line; None where it is not.
 
     Args:
         model: trained.
         fraction: of its variances that are at the floor, see `at_floor`.
-        x: (B, *data_shape), some of the training data.
+        x: (N, *data_shape), the training data; of a source the first shard is looked at.
     """
     if not fraction or not isinstance(model.head, GaussianHead):
         return None
     floor = model.head.likelihood.floor
-    values = x.double()
+    values = (x if isinstance(x, Tensor) else next(iter(x))).double()
     constant = int((values.nan_to_num(nan=0.0).var(0, correction=0) <= floor).sum())
     what = f"σ² is held at its floor of {floor:g} for {fraction:.1%} of the features, where the theorem does not hold: "
     if constant:
         return what + (
-            f"{constant} of {values[0].numel()} features hardly vary in the data; leave them out, or share one σ²"
+            f"{constant} of {values[0].numel()} features hardly vary in {len(values):,} rows; leave them out, or share "
+            "one σ²"
         )
     return what + "the model reproduces the data exactly; use fewer latents or more data, or accept the floor"

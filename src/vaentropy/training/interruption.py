@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM, taken between steps so that a checkpoint can be written first."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ class Interruption:
         if self.signal is not None:
             raise Interrupted(number, "stopped at once, by a second signal", at_once=True)
         self.signal = number
+        if number == signal.SIGINT and sys.stderr.isatty():
+            print("\ninterrupting after this step; once more to stop at once", file=sys.stderr)
 
     def check(self) -> None:
         """Raise what has come; for work between steps, after which nothing has changed.
@@ -49,17 +52,23 @@ class Interruption:
 
 @contextmanager
 def interruption(active: bool = True) -> Iterator[Interruption]:
-    """Take signals for a while, where that is possible (in the main thread only) and asked for."""
+    """Take signals for a while, where that is possible (in the main thread only) and asked for.
+
+    A signal that came too late to be looked at is raised again at the end.
+    """
     taken = Interruption()
     if not active or threading.current_thread() is not threading.main_thread():
         yield taken
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
+    # What is ignored, as Ctrl-C is in background jobs, stays so; None is a handler that could not be put back.
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
         signal.signal(number, taken)
     try:
         yield taken
     finally:
         for number, handler in before.items():
-            # None: a handler that was not set from Python cannot be put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.signal(number, handler)
+    if taken.signal is not None:
+        signal.raise_signal(taken.signal)

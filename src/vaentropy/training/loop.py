@@ -4,8 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -24,7 +23,7 @@ from vaentropy.training.floor import at_floor
 from vaentropy.training.history import History, Row
 from vaentropy.training.interruption import Interrupted, Interruption
 from vaentropy.training.schedules import LEARNING_RATES, as_schedule
-from vaentropy.training.settings import Settings
+from vaentropy.training.settings import Settings, require_same
 from vaentropy.training.state import Snapshot, TrainingState
 from vaentropy.training.step import RunningSums, training_step
 
@@ -49,10 +48,10 @@ class Loop:
         data: to train on.
         held_out: to evaluate as well; None where there are none.
         settings: checked.
+        log_jacobian: for evaluations.
         report: progress bar.
         interruption: signals.
         checkpoints: where to write checkpoints and history; None writes none.
-        evaluate_options: for every evaluation.
         on_epoch: called with each new row.
     """
 
@@ -60,10 +59,10 @@ class Loop:
     data: TrainingData
     held_out: TrainingData | None
     settings: Settings
+    log_jacobian: Tensor | float
     report: Report
     interruption: Interruption
     checkpoints: Checkpoints | None = None
-    evaluate_options: Mapping[str, Any] = field(default_factory=dict)
     on_epoch: Callable[[Row], None] | None = None
 
     def __post_init__(self) -> None:
@@ -75,22 +74,34 @@ class Loop:
         self.epoch_start = self.state.snapshot()
         self.best: Snapshot | None = None
         self.clock = time.perf_counter()
+        # What a checkpoint has to have been made under.
+        self.circumstances = {**self.settings.describe(), **self.data.describe()} if self.checkpoints else {}
 
-    def resume(self, checkpoints: Checkpoints) -> bool:
-        """Go to the newest checkpoint; False where there is none.
+    def begin(self, *, resume: bool) -> None:
+        """Go to the newest checkpoint, or write the first one.
+
+        Args:
+            resume: whether there may be a checkpoint.
 
         Raises:
-            UsageError: it was made under other settings or with other data.
-            DataError: none can be read, or it is not of this model.
+            UsageError: the folder holds a training and `resume` is False, or one of other settings or data.
+            DataError: no checkpoint can be read, or it is not of this model.
         """
+        if self.checkpoints is None or (resume and self._resume(self.checkpoints)):
+            return
+        self.checkpoints.begin()
+        self._checkpoint()
+
+    def _resume(self, checkpoints: Checkpoints) -> bool:
         found = checkpoints.newest()
         if found is None:
             return False
         now, self.epoch_start, stored = found
-        self.settings.require_same(stored)
+        require_same(self.circumstances, stored)
         self.state.restore(now, where=f"the checkpoint in {checkpoints.folder}")
         self.history.rows = checkpoints.rows(self.state.progress.rows)
-        self.best = checkpoints.best(self.state.progress.best_step)
+        if self.settings.patience and self.state.progress.best_elbo is not None:
+            self.best = checkpoints.best(self.state.progress.best_step)
         self.clock = time.perf_counter() - self.state.progress.seconds
         self.report("resumed", self.state.progress.rows)
         return True
@@ -116,7 +127,8 @@ class Loop:
 
     def _epoch(self) -> None:
         progress = self.state.progress
-        for batch in self.data.epoch(progress.rows + 1, progress.step - progress.rows * len(self.data)):
+        done = progress.step - progress.rows * len(self.data)
+        for batch in self.data.epoch(progress.rows + 1, done) if done < len(self.data) else ():
             self._step(batch)
             if self.checkpoints and self.checkpoints.due(progress.step) and not self._diverged(self._means()["elbo"]):
                 self._checkpoint()
@@ -169,14 +181,19 @@ class Loop:
 
     def _checkpoint(self) -> None:
         assert self.checkpoints is not None
-        snapshot = self._snapshot()
-        between_epochs = snapshot.numbers["step"] == self.epoch_start.numbers["step"]
-        start = None if between_epochs else self.epoch_start
-        self.checkpoints.save(snapshot, self.settings.describe(), start)
+        start = self.epoch_start
+        if self.state.progress.step == start.numbers["step"] or self._within_epoch_of_loader():
+            self.checkpoints.save(start, self.circumstances)
+        else:
+            self.checkpoints.save(self._snapshot(), self.circumstances, start)
 
-    def _snapshot(self) -> Snapshot:
+    def _within_epoch_of_loader(self) -> bool:
+        done = self.state.progress.step - self.state.progress.rows * len(self.data)
+        return not self.data.from_any_batch and 0 < done < len(self.data)
+
+    def _snapshot(self, over: Snapshot | None = None) -> Snapshot:
         self.state.progress.seconds = time.perf_counter() - self.clock
-        return self.state.snapshot()
+        return self.state.snapshot(over)
 
     # When it goes wrong.
 
@@ -200,7 +217,9 @@ class Loop:
         self.state.restore(self.epoch_start)
         self.state.progress.rollbacks, self.state.progress.learning_rate_factor = rollbacks, factor
         # A further rollback comes back to here, and keeps the count.
-        self.epoch_start = self.state.snapshot()
+        self.epoch_start = self._snapshot(self.epoch_start)
+        if self.checkpoints:
+            self._checkpoint()
         logger.warning(
             "%s: going back to the end of epoch %d, with learning rate %g instead of %g (rollback %d of %d)",
             happened,
@@ -260,10 +279,11 @@ class Loop:
             progress.evaluations_since_best += 1
             return
         progress.best_elbo, progress.best_step, progress.evaluations_since_best = elbo, progress.step, 0
-        if self.checkpoints or self.settings.patience:
-            self.best = self._snapshot()
-        if self.checkpoints and self.best:
-            self.checkpoints.save_best(self.best)
+        if self.checkpoints:
+            self.checkpoints.save_best(self._snapshot())
+        if self.settings.patience:
+            # Kept in memory as well: without checkpoints there is no other place.
+            self.best = self._snapshot(self.best)
 
     def _rise(self, entropy_sum: float) -> float:
         """How far the running entropy sum rose from one window of epochs to the next; infinite before there are two."""
@@ -278,7 +298,10 @@ class Loop:
         if progress.best_step == progress.step:
             return
         if self.best is None:
-            raise TrainingError("the state with the best held-out ELBO is missing from checkpoints/; start anew")
+            raise TrainingError(
+                f"the state with the best held-out ELBO, of step {progress.best_step}, is missing from checkpoints/ or "
+                "damaged; start anew in another folder"
+            )
         self.state.restore_weights(self.best)
         progress.restored_epoch = progress.best_step // len(self.data)
 
@@ -302,7 +325,7 @@ class Loop:
         progress.rows += 1
         progress.finished = progress.finishing
         self.state.sums = RunningSums()
-        self.epoch_start = self._snapshot()
+        self.epoch_start = self._snapshot(self.epoch_start)
         if self.checkpoints and (progress.finished or self.checkpoints.due(progress.step)):
             self._checkpoint()
         if self.on_epoch:
@@ -319,8 +342,8 @@ class Loop:
             data.rows,
             expectation=expectation or self.settings.evaluation_expectation,
             missing=self.settings.missing,  # type: ignore[arg-type]  # checked by Settings
+            log_jacobian=self.log_jacobian,
             on_batch=lambda rows: self.interruption.check(),
-            **self.evaluate_options,
         )
 
     def _evaluate_both(self) -> dict[str, float]:

@@ -36,9 +36,10 @@ def as_schedule(beta: Beta) -> Callable[[float], float]:
     """
     if callable(beta):
         return beta
-    value = float(beta)
-    if not 0 <= value < float("inf"):
-        raise UsageError(f"beta={beta} given, expected a number of at least 0, or a function such as warmup(0.25)")
+    number = isinstance(beta, int | float) and not isinstance(beta, bool)
+    value = float(beta) if number else math.nan
+    if not 0 <= value < math.inf:
+        raise UsageError(f"beta={beta!r} given, expected a number of at least 0, or a function such as warmup(0.25)")
     return lambda done: value
 
 

@@ -9,7 +9,7 @@ from vaentropy.errors import UsageError
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.training.schedules import LEARNING_RATES, Beta, as_schedule
 
-__all__ = ["Schedule", "Settings", "Variances"]
+__all__ = ["Schedule", "Settings", "Variances", "require_same"]
 
 Variances = Literal["analytic", "learned"]
 Schedule = Literal["one_cycle", "constant"]
@@ -49,9 +49,9 @@ class Settings:
         _check_count("max_rollbacks", self.max_rollbacks, least=0)
         for name in ("learning_rate", "variance_learning_rate", "clip_norm", "plateau"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"{name}={value} given, expected a positive number")
-        if not 0 <= self.variance_momentum < 1:
+            if value is not None and not (_is_number(value) and 0 < value < math.inf):
+                raise UsageError(f"{name}={value!r} given, expected a positive number")
+        if not (_is_number(self.variance_momentum) and 0 <= self.variance_momentum < 1):
             given = f"variance_momentum={self.variance_momentum}"
             raise UsageError(f"{given} given, expected a number of at least 0 and below 1")
         choices = {"schedule": tuple(LEARNING_RATES), "variances": get_args(Variances), "missing": ("error", "ignore")}
@@ -67,20 +67,32 @@ class Settings:
 
     def describe(self) -> dict[str, str]:
         """Each setting as text, so that a checkpoint can tell whether it was made under the same ones."""
-        return {f.name: "a function" if callable(value := getattr(self, f.name)) else repr(value) for f in fields(self)}
 
-    def require_same(self, stored: Mapping[str, Any]) -> None:
-        """Refuse to go on under other settings than a checkpoint was made under.
+        def text(value: Any) -> str:
+            if callable(value):
+                return "a function"
+            # 1 and 1.0 are the same setting.
+            return repr(int(value) if isinstance(value, float) and value.is_integer() else value)
 
-        Raises:
-            UsageError: naming the first setting that differs.
-        """
-        for name, value in self.describe().items():
-            if stored.get(name) != value:
-                raise UsageError(
-                    f"{name}={value} given, but training began with {name}={stored.get(name)}; go on with the same "
-                    "settings, or start anew in another folder"
-                )
+        return {f.name: text(getattr(self, f.name)) for f in fields(self)}
+
+
+def require_same(now: Mapping[str, str], stored: Mapping[str, Any]) -> None:
+    """Refuse to go on under other circumstances than a checkpoint was made under; what it does not know may differ.
+
+    Raises:
+        UsageError: naming the first that differs.
+    """
+    for name, value in now.items():
+        if stored.get(name, value) != value:
+            raise UsageError(
+                f"{name}={value} given, but training began with {name}={stored[name]}; go on with the same, or start "
+                "anew in another folder"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_count(name: str, count: Any, *, least: int) -> None:

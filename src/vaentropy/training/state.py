@@ -66,6 +66,7 @@ class TrainingState:
         model: changed in place by steps.
         optimizer: of its parameters.
         noise: generator of the nodes.
+        order: generator of a DataLoader's own, if it has one.
         sums: of the epoch so far.
         progress: where training is.
     """
@@ -73,18 +74,24 @@ class TrainingState:
     model: VAE
     optimizer: torch.optim.Optimizer
     noise: torch.Generator
+    order: torch.Generator | None = None
     sums: RunningSums = field(default_factory=RunningSums)
     progress: Progress = field(default_factory=Progress)
 
-    def snapshot(self) -> Snapshot:
-        """A copy of all of it; of torch's global generators too, from which dropout draws."""
+    def snapshot(self, over: Snapshot | None = None) -> Snapshot:
+        """A copy of all of it; of torch's global generators too, from which dropout draws.
+
+        Args:
+            over: an older snapshot that is no longer needed, whose memory is used again.
+        """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
         tensors |= {f"generator.{name}": state for name, state in self._generator_states().items()}
         if self.sums.total is not None:
             tensors["sums"] = self.sums.total
-        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        old = {} if over is None else over.tensors
+        copies = {name: _copy(tensor.detach(), old.get(name)) for name, tensor in tensors.items()}
         return Snapshot(copies, {**vars(self.progress), "num_points": self.sums.num_points})
 
     def restore(self, snapshot: Snapshot, where: str = "the snapshot") -> None:
@@ -129,6 +136,8 @@ class TrainingState:
 
     def _generator_states(self) -> dict[str, Tensor]:
         states = {"noise": self.noise.get_state(), "cpu": torch.get_rng_state()}
+        if self.order is not None:
+            states["order"] = self.order.get_state()
         if self.noise.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.noise.device)
         return states
@@ -137,8 +146,16 @@ class TrainingState:
         states = _below("generator.", tensors)
         self.noise.set_state(states["noise"])
         torch.set_rng_state(states["cpu"])
+        if self.order is not None:
+            self.order.set_state(states["order"])
         if self.noise.device.type == "cuda":
             torch.cuda.set_rng_state(states["cuda"], self.noise.device)
+
+
+def _copy(tensor: Tensor, over: Tensor | None) -> Tensor:
+    if over is not None and over.shape == tensor.shape and over.dtype == tensor.dtype:
+        return over.copy_(tensor)
+    return tensor.to("cpu", copy=True).contiguous()
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -67,7 +67,8 @@ class RunningSums:
         size = len(terms.reconstruction)
         # Means of KL are over points alone: its latents are summed.
         means = [terms.kl.sum() / size if name == "kl" else getattr(terms, name).mean() for name in self.NAMES]
-        batch = torch.stack(means) * size
+        # In float32 the sums of many batches would be off by more than the gaps that are read from them.
+        batch = torch.stack(means).to(torch.float32 if means[0].device.type == "mps" else torch.float64) * size
         self.total = batch if self.total is None else self.total + batch
         self.num_points += size
 
