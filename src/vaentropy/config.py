@@ -6,7 +6,7 @@ Nothing here imports PyTorch at the top, so that `vaentropy --help` need not wai
 import difflib
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_type_hints
 
 from vaentropy.errors import UsageError
@@ -136,11 +136,6 @@ class RunConfig:
             return cls(**ready)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
-
-    @classmethod
-    def defaults(cls) -> dict[str, Any]:
-        """The default of each setting."""
-        return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
 
 
 def _require_types(values: Mapping[str, Any]) -> None:

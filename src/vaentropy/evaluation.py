@@ -26,12 +26,12 @@ __all__ = ["evaluate"]
 Missing = Literal["error", "ignore"]
 
 VALUES_PER_BATCH = 2**18
-MOST_ROWS = 16_384
+FEWEST_ROWS, MOST_ROWS = 64, 16_384
 
 
 def _rows_per_batch(data_shape: Sequence[int]) -> int:
     """As many rows as are worth a forward pass: data of few features would spend their time between the passes."""
-    return max(1, min(MOST_ROWS, VALUES_PER_BATCH // max(1, math.prod(data_shape))))
+    return min(MOST_ROWS, max(FEWEST_ROWS, VALUES_PER_BATCH // max(1, math.prod(data_shape))))
 
 
 def _batches(data: Any, batch_size: int | None) -> Iterator[Any]:

@@ -18,7 +18,15 @@ from vaentropy.files import write_tensors
 from vaentropy.modes import in_mode
 from vaentropy.results import Evaluation
 from vaentropy.rows import fill_missing
-from vaentropy.runs.build import all_rows, build_model, fingerprints, load_other, load_own, torch_device
+from vaentropy.runs.build import (
+    all_rows,
+    build_model,
+    fingerprints,
+    load_other,
+    load_own,
+    num_threads,
+    torch_device,
+)
 from vaentropy.runs.folder import RunFolder
 from vaentropy.runs.output import Output
 from vaentropy.training import Checkpoints
@@ -98,7 +106,8 @@ def evaluate_run(
     options: dict[str, Any] = {"missing": config.missing, "log_jacobian": scaling.log_jacobian, "on_batch": on_batch}
     for x in parts.values():
         _require_shape(model, x)
-    return {name: evaluate(model, x, expectation=expectation, **options) for name, x in parts.items() if len(x)}
+    with num_threads(config, model):
+        return {name: evaluate(model, x, expectation=expectation, **options) for name, x in parts.items() if len(x)}
 
 
 def calibrate_run(
@@ -138,13 +147,15 @@ def calibrate_run(
     own = load_own(config, folder=data_folder)
     folder.require_same_data(fingerprints(own))
     options: dict[str, Any] = {"missing": config.missing, "log_jacobian": scaling.log_jacobian}
-    before = evaluate(model, own.train, expectation=expectation, **options)
+    with num_threads(config, model):
+        before = evaluate(model, own.train, expectation=expectation, **options)
     variance_factor, prior_factor = optimal_factors(before)
     require_usable(variance_factor, "variance")
     require_usable(prior_factor, "prior variance")
     model.rescale(variance_factor=variance_factor, prior_factor=prior_factor)
     # The noise that the optimum was found with would make the residuals 0 by construction.
-    after = evaluate(model, own.train, expectation=expectation.with_seed(_next_seed(expectation)), **options)
+    with num_threads(config, model):
+        after = evaluate(model, own.train, expectation=expectation.with_seed(_next_seed(expectation)), **options)
     copy = RunFolder.new(out, f"{folder.path.resolve().name}-calibrated", overwrite=overwrite)
     with copy.locked():
         copy.require_free(overwrite=overwrite)
