@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.calibration import optimal_factors, require_usable
+from vaentropy.config import RunConfig
 from vaentropy.data import Source
 from vaentropy.data.scaling import Scaling
 from vaentropy.errors import DataError, UsageError
@@ -208,13 +209,13 @@ def encode_run(
     names += [f"variance_{h}" for h in range(config.latent_dim)] if variance else []
 
     output = Output(out, (len(names),), names, overwrite=overwrite)
-    model, parts, _ = _opened(run, data, data_folder, device)
+    opened = _open(run, data, data_folder, device)
 
     def rows(batch: Tensor) -> Tensor:
-        q = model.posterior(batch)
+        q = opened.model.posterior(batch)
         return torch.cat([q.mean, q.variance], -1) if variance else q.mean
 
-    return _write(model, parts, rows, output, on_batch)
+    return _write(opened, rows, output, on_batch)
 
 
 def reconstruct_run(
@@ -232,12 +233,13 @@ def reconstruct_run(
     Arguments, result and errors are those of `encode_run`; rows have the shape of the data (flattened in tables).
     """
     output = Output(out, RunFolder(run).data_shape(), None, overwrite=overwrite)
-    model, parts, scaling = _opened(run, data, data_folder, device)
+    opened = _open(run, data, data_folder, device)
 
     def rows(batch: Tensor) -> Tensor:
-        return _as_stored(model.likelihood(model.posterior(batch).mean).mean, scaling)
+        z = opened.model.posterior(batch).mean
+        return _as_stored(opened.model.likelihood(z).mean, opened.scaling)
 
-    return _write(model, parts, rows, output, on_batch)
+    return _write(opened, rows, output, on_batch)
 
 
 def sample_run(
@@ -315,15 +317,20 @@ def _history(folder: RunFolder) -> list[dict[str, Any]]:
     return rows
 
 
-def _opened(
-    run: str | Path, data: str | None, data_folder: str | None, device: str
-) -> tuple[VAE, list[Tensor | Source], Scaling]:
+class _Opened(NamedTuple):
+    config: RunConfig
+    model: VAE
+    parts: list[Tensor | Source]
+    scaling: Scaling
+
+
+def _open(run: str | Path, data: str | None, data_folder: str | None, device: str) -> _Opened:
     folder = RunFolder(run)
     config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
     parts = all_rows(config, data, scaling, folder=data_folder)
     for x in parts:
         _require_shape(model, x)
-    return model, parts, scaling
+    return _Opened(config, model, parts, scaling)
 
 
 def _as_stored(y: Tensor, scaling: Scaling) -> Tensor:
@@ -346,14 +353,11 @@ def _batches(parts: list[Tensor | Source]) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def _write(
-    model: VAE,
-    parts: list[Tensor | Source],
-    rows: Callable[[Tensor], Tensor],
-    output: Output,
-    on_batch: Callable[[int], None] | None,
+    opened: _Opened, rows: Callable[[Tensor], Tensor], output: Output, on_batch: Callable[[int], None] | None
 ) -> int:
+    config, model, parts, _ = opened
     weight, num_rows = model.latent_mean.weight, sum(len(x) for x in parts)
-    with output.opened(num_rows) as write, in_mode(model, "eval"):
+    with num_threads(config, model), output.opened(num_rows) as write, in_mode(model, "eval"):
         for batch in _batches(parts):
             x, _ = fill_missing(batch)
             write(rows(x.to(weight.device, weight.dtype)))
