@@ -14,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from vaentropy._typing import Tensor
-from vaentropy.errors import DataError, MissingExtraError
+from vaentropy.errors import DataError, MissingExtraError, shown
 
 __all__ = [
     "append_line",
     "flush_to_disk",
+    "named",
     "read_tensors",
     "read_text",
     "read_yaml",
@@ -31,6 +32,8 @@ __all__ = [
 
 ASIDE = ".partial"
 FORMAT_KEYS = ("numbers", "sha256")
+MAX_TEXT = 2**30  # bytes
+MAX_YAML = 2**20  # bytes: settings are short, and a parser in Python is slow
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -41,16 +44,23 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     aside = path.with_name(path.name + ASIDE)
     try:
-        with aside.open("wb") as file:
+        # Removed and made anew: what lies there may be a link that leads to another file.
+        aside.unlink(missing_ok=True)
+        with aside.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):
             aside.unlink()
-        raise
+        raise named(error, path) from error
     flush_to_disk(path.parent)
+
+
+def named(error: OSError, path: Path) -> OSError:
+    """The error of a file that is known: writing to an open one raises errors that do not name it."""
+    return type(error)(error.errno, error.strerror or str(error), str(path))
 
 
 def flush_to_disk(path: Path) -> None:
@@ -70,24 +80,31 @@ def write_text(path: Path, content: str) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Add one line to a text file and hand it to the operating system."""
-    with path.open("ab") as file:
-        file.write(line.encode("utf-8") + b"\n")
+    try:
+        with path.open("ab") as file:
+            file.write(line.encode("utf-8") + b"\n")
+    except OSError as error:
+        raise named(error, path) from error
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, *, at_most: int = MAX_TEXT) -> str:
     """Text of a file.
 
     Raises:
         FileNotFoundError: there is none.
-        DataError: it cannot be read, or is not UTF-8.
+        DataError: it cannot be read, is not UTF-8, or has more than `at_most` bytes.
     """
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        with path.open("rb") as file:
+            content = file.read(at_most + 1)
+        if len(content) > at_most:
+            raise DataError(f"{path} is longer than {at_most} bytes, expected less text; name another file")
+        return content.decode("utf-8")
+    except (FileNotFoundError, DataError):
         raise
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(f"{path} cannot be read ({reason}), expected UTF-8 text") from error
+        raise DataError(f"{path} cannot be read ({reason}), expected UTF-8 text; mend it") from error
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -117,21 +134,25 @@ def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Settings from a YAML file; tags that name code are refused.
+    """Settings from a YAML file; tags that name code are refused, and aliases, by which a few lines fill the memory.
 
     Raises:
         FileNotFoundError: there is none.
         DataError: it is not valid YAML, or holds something else than settings with names.
     """
-    yaml, text = _yaml(), read_text(path)
+    yaml, text = _yaml(), read_text(path, at_most=MAX_YAML)
     try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
+            raise DataError(f"{path} holds aliases (*name), expected settings without them; write the values out")
         values = yaml.safe_load(text)
+    except DataError:
+        raise
     # A date that does not exist is a ValueError, brackets nested without end a RecursionError, an unhashable key or a
     # malformed number whatever its constructor raises.
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, OverflowError) as error:
-        raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, LookupError, OverflowError) as error:
+        raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct it") from error
     if not isinstance(values, dict):
-        raise DataError(f"{path} holds {type(values).__name__}, expected settings with names")
+        raise DataError(f"{path} holds {type(values).__name__}, expected settings with names, such as epochs: 10")
     return values
 
 
@@ -173,11 +194,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = load_file(path)
     except FileNotFoundError:
         raise
-    except (OSError, SafetensorError, RuntimeError, ValueError, OverflowError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, LookupError, AttributeError, OverflowError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path} cannot be loaded ({reason}), expected a safetensors file") from error
+        raise DataError(f"{path} cannot be loaded ({reason}), expected a safetensors file; get a whole copy") from error
     if not all(key in about for key in FORMAT_KEYS):
         return tensors, {}
     if _digest(tensors, about["numbers"]) != about["sha256"]:
-        raise DataError(f"{path} is damaged: its contents do not have the checksum that was written with them")
-    return tensors, json.loads(about["numbers"])
+        how = "get a whole copy"
+        raise DataError(f"{path} is damaged: its contents do not have the checksum that was written with them; {how}")
+    try:
+        numbers = json.loads(about["numbers"])
+        if not isinstance(numbers, dict):
+            raise ValueError(f"they are {shown(numbers)}")
+    except (ValueError, RecursionError) as error:
+        how = "expected JSON with names; get a whole copy"
+        raise DataError(f"{path}: the numbers beside the tensors cannot be read ({error}), {how}") from error
+    return tensors, numbers
