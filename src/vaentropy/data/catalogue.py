@@ -168,7 +168,12 @@ def _read_pixels(folder: Path, part: str) -> Rows:
 def _read_labels(folder: Path, part: str) -> Tensor | None:
     candidates = (folder / name for name in _idx_names(f"{part}-labels-idx1-ubyte"))
     path = next((path for path in candidates if path.is_file()), None)
-    return None if path is None else read_idx(path).long()
+    if path is None:
+        return None
+    labels = read_idx(path)
+    if labels.ndim != 1:
+        raise DataError(f"{path}: got shape {tuple(labels.shape)}, expected one label per image; pass a label file")
+    return labels.long()
 
 
 _FINDERS: dict[str, Callable[[_Request], Found]] = {
