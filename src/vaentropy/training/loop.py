@@ -318,7 +318,7 @@ class Loop:
             self.state.model,
             data.rows,
             expectation=expectation or self.settings.evaluation_expectation,
-            missing=self.settings.missing,
+            missing=self.settings.missing,  # type: ignore[arg-type]
             on_batch=lambda rows: self.interruption.check(),
             **self.evaluate_options,
         )
