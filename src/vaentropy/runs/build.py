@@ -1,6 +1,8 @@
 """From settings to data, model and device."""
 
 import hashlib
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -12,7 +14,7 @@ from vaentropy.config import DTYPES, RunConfig
 from vaentropy.data import Dataset, Source
 from vaentropy.data import load as load_data
 from vaentropy.data.scaling import Scaling
-from vaentropy.errors import UsageError
+from vaentropy.errors import UsageError, shown
 from vaentropy.networks import ConvDecoder, ConvEncoder
 from vaentropy.vae import VAE, vae0, vae1, vae2, vae3
 
@@ -20,6 +22,7 @@ __all__ = ["build_model", "fingerprint", "load_other", "load_own", "num_threads"
 
 # Nothing from a file decides which code runs: a name in a file chooses from these.
 FAMILIES: Mapping[str, Callable[..., VAE]] = {"vae0": vae0, "vae1": vae1, "vae2": vae2, "vae3": vae3}
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 # Points per step times parameters. Steps below it are no faster on two threads than on one (measured on two cores: 1.6
 # against 2.5 ms at 3 million, 5.5 against 3.8 ms at 17 million), and a hundred times slower where another process
 # holds one of the cores.
@@ -38,15 +41,43 @@ def build_model(config: RunConfig, data_shape: tuple[int, ...]) -> VAE:
     Raises:
         UsageError: the settings do not fit the data.
     """
-    family = FAMILIES[config.model]
+    _require_memory(config, data_shape)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        if config.network == "mlp":
-            model = family(data_shape, config.latent_dim, config.hidden)
-        else:
-            networks = ConvEncoder(data_shape, config.hidden), ConvDecoder(data_shape, config.hidden[::-1])
-            model = family(data_shape, config.latent_dim, networks=networks)
+        model = _model(config, data_shape)
     return model.to(torch_dtype(config))
+
+
+def _model(config: RunConfig, data_shape: tuple[int, ...]) -> VAE:
+    family = FAMILIES[config.model]
+    if config.network == "mlp":
+        return family(data_shape, config.latent_dim, config.hidden)
+    networks = ConvEncoder(data_shape, config.hidden), ConvDecoder(data_shape, config.hidden[::-1])
+    return family(data_shape, config.latent_dim, networks=networks)
+
+
+def _require_memory(config: RunConfig, data_shape: tuple[int, ...]) -> None:
+    """Refuse a model that is larger than the machine, which the system would end without a word."""
+    what = f"a model of data_shape={data_shape}, hidden={shown(config.hidden)}, latent_dim={config.latent_dim}"
+    try:
+        with torch.device("meta"):  # shapes alone
+            model = _model(config, data_shape)
+    except (RuntimeError, OverflowError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{what} given, which no memory can hold; lower hidden or latent_dim") from error
+    needed = sum(p.numel() for p in model.parameters()) * torch_dtype(config).itemsize
+    if needed > (there := _memory()):
+        sizes = f"{needed / 2**30:,.1f} GiB, and this machine has {there / 2**30:,.1f} GiB of memory"
+        raise UsageError(f"{what} given, which takes {sizes}; lower hidden or latent_dim")
+
+
+def _memory() -> int:
+    """Bytes of memory, where the system tells."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize
 
 
 def load_own(config: RunConfig, *, folder: str | None = None, held_out: float | None = None) -> Dataset:
@@ -94,11 +125,14 @@ def torch_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    expected = f"expected auto, or one of {', '.join(DEVICES)} that this machine has"
+    if name.split(":")[0] not in DEVICES:
+        raise UsageError(f"device={shown(name)} given, {expected}")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"device={name!r} given: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"device={shown(name)} given, {expected} ({str(error).splitlines()[0]})") from error
     return device
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import vaentropy
+from vaentropy.checks import require_instance, require_path
 from vaentropy.config import RunConfig
 from vaentropy.data import Dataset
 from vaentropy.errors import DataError, TrainingError
@@ -23,6 +24,9 @@ from vaentropy.training.floor import explain_floor
 from vaentropy.vae import VAE
 
 __all__ = ["Run", "resume", "train"]
+
+# Of the scale: sums in another order differ by rounding.
+SCALING_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ def train(
         TrainingError: training diverged for good; the folder has checkpoints and history up to there.
         Interrupted: by Ctrl-C or SIGTERM, after a checkpoint; `resume` goes on from it.
     """
+    require_instance("config", config, RunConfig, "a RunConfig")
+    if out is not None:
+        require_path("out", out)
     data, model = _prepare(config)
     folder = RunFolder.new(out, f"{Path(config.data).stem}-{config.model}", overwrite=overwrite)
     with folder.locked():
@@ -98,6 +105,8 @@ def resume(run: str | Path, *, progress: bool | None = None) -> Run:
     """
     folder = RunFolder(run)
     config = folder.config()
+    # Nothing is written through a link that leads out of the folder.
+    folder.require_inside()
     with folder.locked():
         data, model = _prepare(config)
         if folder.file("manifest.json").exists():
@@ -111,7 +120,13 @@ def require_unchanged(folder: RunFolder, data: Dataset) -> None:
     Raises:
         DataError: their fingerprint is another one.
     """
-    if folder.manifest()["data"].get("sha256_train") != fingerprint(data.train):
+    scaling, now = folder.scaling(), data.scaling
+    # The values that the model sees do not tell of data that were shifted, and then scaled to the same mean.
+    same = scaling.shift.shape == now.shift.shape and all(
+        bool(((a - b).abs() <= SCALING_TOLERANCE * scaling.scale).all())
+        for a, b in ((scaling.shift, now.shift), (scaling.scale, now.scale))
+    )
+    if not same or folder.manifest()["data"].get("sha256_train") != fingerprint(data.train):
         raise DataError(
             f"{data.name} has changed since {folder} was trained on it; put the data back, or name data to evaluate "
             "with --data"
@@ -127,11 +142,12 @@ def _train(
     folder: RunFolder, config: RunConfig, data: Dataset, model: VAE, *, resume: bool, progress: bool | None
 ) -> Run:
     start = time.perf_counter()
-    for name in ("history.jsonl", "checkpoints", "model.safetensors"):
-        # Nothing is written through a link that leads out of the folder.
-        folder.file(name)
-    folder.write_scaling(data.scaling)
-    folder.write_json("manifest.json", _manifest(model, data, "running"))
+    # A run that cannot be resumed stays as it is.
+    begun = resume and folder.file("manifest.json").exists()
+    if not begun or not folder.file("scaling.safetensors").exists():
+        folder.write_scaling(data.scaling)
+    if not begun:
+        folder.write_json("manifest.json", _manifest(model, data, "running"))
     try:
         with num_threads(config, model):
             history = fit(
