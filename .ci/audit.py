@@ -13,6 +13,7 @@ COMMAND = ["-m", "pip_audit", "--local", "--skip-editable", "--format", "json", 
 
 
 def main() -> int:
+    """Exit status."""
     done = subprocess.run([sys.executable, *COMMAND], capture_output=True, text=True, check=False)
     try:
         packages = json.loads(done.stdout)["dependencies"]
