@@ -95,7 +95,7 @@ NPY = [
     training("npy-no-rows", "x.npy", array(np.zeros((0, 3))), "x.npy", "(0, 3)", "none of them 0"),
     training("npy-no-columns", "x.npy", array(np.zeros((3, 0))), "x.npy", "(3, 0)", "none of them 0"),
     training("npy-one-number", "x.npy", array(np.float64(3)), "x.npy", "()", "(rows, features, ...)"),
-    training("npy-one-row", "x.npy", array(numbers(1)), "1 rows", "pass more rows, or 0"),
+    training("npy-one-row", "x.npy", array(numbers(1)), "x.npy", "1 rows", "pass more rows, or 0"),
     training("npy-one-row-works", "x.npy", array(numbers(1)), options="--held-out 0", works=True),
     training("npy-one-column-works", "x.npy", array(numbers(20, 1)), works=True),
     training("npy-no-axis-works", "x.npy", array(numbers(20, 1)[:, 0]), works=True),
@@ -188,7 +188,7 @@ TABLES = [
     training("csv-semicolons", "x.csv", text("a;b\n1;2\n", "x.csv"), "x.csv", "'a;b'", "commas"),
     training("csv-empty", "x.csv", text("", "x.csv"), "x.csv", "is empty"),
     training("csv-header-alone", "x.csv", text("a,b\n", "x.csv"), "x.csv", "no rows"),
-    training("csv-one-row", "x.csv", text("a,b\n1,2\n", "x.csv"), "1 rows", "pass more rows"),
+    training("csv-one-row", "x.csv", text("a,b\n1,2\n", "x.csv"), "x.csv", "1 rows", "pass more rows"),
     training("csv-one-column-works", "x.csv", text(csv_text(["a"]), "x.csv"), works=True),
     training("csv-twice", "x.csv", text("a,b,a\n1,2,3\n", "x.csv"), "x.csv", "'a'", "rename"),
     training("csv-quoted-line-end", "x.csv", text('a,b\n1,"2\n3"\n', "x.csv"), "x.csv", "row 1", "1 fields"),
@@ -325,6 +325,10 @@ NAMED = [
     training("unknown-ending", "x.xlsx", text("", "x.xlsx"), "x.xlsx", ".parquet"),
     training("pt-pickle", "x.pt", text(malicious_pickle(), "x.pt"), "x.pt", ".npy"),
     training("pkl-pickle", "x.pkl", text(malicious_pickle(), "x.pkl"), "x.pkl", ".npy"),
+    training("unknown-home", "~nobody-is-called-so/x.npy", None, "~nobody-is-called-so/x.npy", "no such file"),
+    training(
+        "unknown-home-of-a-folder", "mnist", None, "~nobody-is-called-so", options="--data-folder ~nobody-is-called-so"
+    ),
     training("empty-name", "", None, "''"),
 ]
 

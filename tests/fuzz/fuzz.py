@@ -101,6 +101,7 @@ def run(cases: int, seed: int) -> dict[str, Any]:
             counts[result["target"]][result["outcome"]] += 1
             if "error" in result:
                 bad.append(result)
+                print(json.dumps(result), file=sys.stderr, flush=True)  # at once: a long run takes a quarter of an hour
     return {
         "cases": cases,
         "seed": seed,

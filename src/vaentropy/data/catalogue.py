@@ -136,7 +136,7 @@ def _find_folder(request: _Request, files: tuple[str, ...], expected: str) -> Pa
     if not given:
         how = f"pass folder= or set {FOLDER_VARIABLE} to the folder that holds {expected}"
         raise UsageError(f"{request.name} is read from files and no folder was given; {how}")
-    given = Path(given).expanduser()
+    given = Path(os.path.expanduser(given))
     candidates = [given / request.name]
     # These sets have the same file names: a folder that bears the name of the other holds that other set.
     if given.name == request.name or given.name not in SAME_FILES:

@@ -141,7 +141,7 @@ def _find(given: Any, options: Options, folder: str | os.PathLike[str] | None, *
     if name in names():
         options.refuse_all_but(what=name)
         return find(name, folder, seed=seed, official=official)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # leaves "~name" as it is where there is no such user
     source = source_of_file(path, options)
     if source is None:
         hint = nearest(name.lower(), names())

@@ -127,7 +127,8 @@ class Part(Source):
         total = len(source)
         count = max(1, round(fraction * total)) if fraction > 0 else 0
         if count >= total:
-            raise UsageError(f"held_out={fraction!r} of {total} rows leaves none to train on; pass more rows, or 0")
+            given = f"{source.name}: held_out={fraction!r} of {total} rows"
+            raise UsageError(f"{given} leaves none to train on; pass more rows, or 0")
         self.source, self.seed, self.held_out = source, seed, held_out
         self.name, self.data_shape = source.name, source.data_shape
         self.dtype, self.columns = source.dtype, source.columns
