@@ -9,13 +9,15 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_type_hints
 
-from vaentropy.errors import UsageError
+from vaentropy.checks import require_count, require_path
+from vaentropy.errors import UsageError, shown
 
 __all__ = ["DTYPES", "FAMILIES", "NETWORKS", "RunConfig", "nearest"]
 
 FAMILIES = ("vae0", "vae1", "vae2", "vae3")
 NETWORKS = ("mlp", "conv")
 DTYPES = ("float32", "float64")
+MAX_THREADS = 1024  # with many more the library that makes them ends the process
 COUNTS = ("threads", "latent_dim", "num_samples", "evaluation_samples", "checkpoint_every", "keep_checkpoints")
 EXPECTED = {
     str: "text",
@@ -84,13 +86,19 @@ class RunConfig:
         for name, allowed in {"model": FAMILIES, "network": NETWORKS, "dtype": DTYPES}.items():
             value = getattr(self, name)
             if value not in allowed:
-                raise UsageError(f"{name}={value!r} given, expected one of {', '.join(allowed)}{_hint(value, allowed)}")
+                expected = f"expected one of {', '.join(allowed)}{_hint(value, allowed)}"
+                raise UsageError(f"{name}={shown(value)} given, {expected}")
         for name in COUNTS:
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name}={value} given, expected a whole number of at least 1")
+            if value is not None:
+                require_count(name, value)
+        for name in ("data", "data_folder"):
+            if getattr(self, name) is not None:
+                require_path(name, getattr(self, name))
+        if self.threads is not None and self.threads > MAX_THREADS:
+            raise UsageError(f"threads={self.threads} given, expected at most {MAX_THREADS}")
         if not 0 <= self.seed < 2**63:
-            raise UsageError(f"seed={self.seed} given, expected a whole number from 0 to 2^63 - 1")
+            raise UsageError(f"seed={shown(self.seed)} given, expected a whole number from 0 to 2^63 - 1")
         self.settings()
 
     def settings(self) -> dict[str, Any]:
@@ -125,10 +133,12 @@ class RunConfig:
         Raises:
             UsageError: an unknown key, or a wrong value.
         """
+        if not isinstance(values, Mapping):
+            raise UsageError(f"{where}: {shown(values)} given, expected settings with names")
         known = [f.name for f in fields(cls)]
         for name in values:
             if name not in known:
-                raise UsageError(f"{where}: unknown setting {name!r}{nearest(str(name), known)}")
+                raise UsageError(f"{where}: unknown setting {shown(name)}{nearest(str(name), known)}")
         hints = get_type_hints(cls)
         ready = {name: _from_yaml(value, hints[name]) for name, value in values.items()}
         try:
@@ -142,7 +152,7 @@ def _require_types(values: Mapping[str, Any]) -> None:
     hints = get_type_hints(RunConfig)
     for name, value in values.items():
         if not _fits(value, hints[name]):
-            raise UsageError(f"setting {name}: {value!r} given, expected {EXPECTED[hints[name]]}")
+            raise UsageError(f"setting {name}: {shown(value)} given, expected {EXPECTED[hints[name]]}")
 
 
 def _from_yaml(value: Any, kind: Any) -> Any:

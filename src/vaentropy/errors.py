@@ -3,6 +3,9 @@
 Every message is one line that says what was given, what was expected and what to do.
 """
 
+import reprlib
+from typing import Any
+
 __all__ = [
     "DataError",
     "MissingExtraError",
@@ -11,11 +14,36 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "VaentropyError",
+    "printable",
+    "shown",
 ]
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = 6
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_SHORT.maxlevel = 3
+
+
+def printable(text: str) -> str:
+    """Text on one line whose control characters are escaped: names from files must not command the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shown(value: Any) -> str:
+    """A value as messages quote it, cut short: one from a file may be of any size."""
+    return _SHORT.repr(value)
 
 
 class VaentropyError(Exception):
-    """Base of all errors that vaentropy raises on purpose; the command prints it and exits with 2."""
+    """Base of all errors that vaentropy raises on purpose; the command prints it and exits with 2.
+
+    The message is one line of printable characters, whatever names and values from files stand in it.
+    """
+
+    def __init__(self, *arguments: object):
+        super().__init__(*(printable(each) if isinstance(each, str) else each for each in arguments))
 
 
 class UsageError(VaentropyError, ValueError):

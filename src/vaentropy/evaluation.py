@@ -1,7 +1,7 @@
 """`evaluate`: one pass over data, one set of mergeable sums, every read-out from them."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from vaentropy._typing import Tensor
+from vaentropy.checks import require_count, require_function, require_instance
 from vaentropy.data.given import Data, as_rows
 from vaentropy.decomposition import FEATURE_TERMS, Decomposition, PointTerm, decompose
-from vaentropy.errors import DataError, UsageError
+from vaentropy.errors import DataError, UsageError, shown
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import Mode, in_mode
@@ -21,7 +22,7 @@ from vaentropy.rows import REMEDY, fill_missing, require_finite, rows_of
 from vaentropy.seeding import seeded
 from vaentropy.variances import observed_fraction
 
-__all__ = ["evaluate"]
+__all__ = ["check_log_jacobian", "evaluate"]
 
 Missing = Literal["error", "ignore"]
 
@@ -37,6 +38,9 @@ def _rows_per_batch(data_shape: Sequence[int]) -> int:
 def _batches(data: Any, batch_size: int | None) -> Iterator[Any]:
     rows = as_rows(data)
     if rows is None:
+        if not isinstance(data, Iterable) or isinstance(data, str | bytes):
+            given = type(data).__name__
+            raise DataError(f"{given} given as data, expected an array (N, *data_shape) or batches of them")
         yield from data
         return
     for shard in [rows] if isinstance(rows, Tensor) else rows:
@@ -45,18 +49,22 @@ def _batches(data: Any, batch_size: int | None) -> Iterator[Any]:
 
 
 def _check_options(batch_size: int | None, mode: str, missing: str) -> None:
-    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise UsageError(f"batch_size={batch_size!r} given, expected a whole number of at least 1")
+    if batch_size is not None:
+        require_count("batch_size", batch_size)
     if mode not in ("eval", "train"):
-        raise UsageError(f"mode={mode!r} given, expected 'eval' or 'train'")
+        raise UsageError(f"mode={shown(mode)} given, expected 'eval' or 'train'")
     if missing not in get_args(Missing):
-        raise UsageError(f"missing={missing!r} given, expected 'error' or 'ignore'")
+        raise UsageError(f"missing={shown(missing)} given, expected 'error' or 'ignore'")
 
 
 def _check_weights(sample_weight: Tensor | np.ndarray | Sequence[float] | None) -> Tensor | None:
     if sample_weight is None:
         return None
-    weights = torch.as_tensor(sample_weight, dtype=torch.float64, device="cpu")
+    try:
+        weights = torch.as_tensor(sample_weight, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        given = type(sample_weight).__name__
+        raise UsageError(f"sample_weight of type {given} given, expected one number per data point (N,)") from None
     if weights.ndim != 1:
         raise UsageError(
             f"sample_weight of shape {tuple(weights.shape)} given, expected one number per data point (N,)"
@@ -68,7 +76,12 @@ def _check_weights(sample_weight: Tensor | np.ndarray | Sequence[float] | None) 
     return weights
 
 
-def _check_log_jacobian(log_jacobian: Tensor | np.ndarray | float) -> Tensor:
+def check_log_jacobian(log_jacobian: Tensor | np.ndarray | float, data_shape: tuple[int, ...] | None = None) -> Tensor:
+    """log |dy/dx| as a finite tensor; of a shape that fits, where `data_shape` is known.
+
+    Raises:
+        UsageError: it is something else.
+    """
     try:
         checked = torch.as_tensor(log_jacobian, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError):
@@ -76,20 +89,27 @@ def _check_log_jacobian(log_jacobian: Tensor | np.ndarray | float) -> Tensor:
         raise UsageError(f"log_jacobian of type {given} given, expected a number, or a Tensor of data_shape") from None
     if not bool(torch.isfinite(checked).all()):
         raise UsageError("log_jacobian holds a non-finite number, expected log |dy/dx|, finite; was a scale 0?")
+    if data_shape is not None and checked.ndim and tuple(checked.shape) != data_shape:
+        given = f"log_jacobian of shape {tuple(checked.shape)} given"
+        raise UsageError(f"{given}, expected one number, or one per feature {data_shape}")
     return checked
 
 
 def _log_jacobian_term(log_jacobian: Tensor, shape: torch.Size, observed: Tensor | None) -> Tensor:
     """Σ over the (observed) features of log |dy/dx|, (B,)."""
-    if log_jacobian.ndim and log_jacobian.shape != shape[1:]:
-        raise UsageError(
-            f"log_jacobian of shape {tuple(log_jacobian.shape)} given, expected one number, or one per feature "
-            f"{tuple(shape[1:])}"
-        )
+    check_log_jacobian(log_jacobian, tuple(shape[1:]))
     per_feature = log_jacobian.expand(shape[1:])
     if observed is None or not bool(per_feature.any()):
         return per_feature.sum().expand(shape[0])
     return torch.where(observed.cpu(), per_feature, 0.0).reshape(shape[0], -1).sum(1)
+
+
+def _require_shape(model: object, x: Tensor) -> None:
+    """Refuse data of another shape than the model says to take, if it says anything."""
+    expected = getattr(model, "data_shape", None)
+    if isinstance(expected, tuple) and tuple(x.shape[1:]) != expected:
+        expected = ", ".join(map(str, expected))
+        raise DataError(f"data of shape {tuple(x.shape)} given, expected (N, {expected}) as the model takes")
 
 
 def _without_missing(x: Tensor, missing: Missing, first_row: int) -> tuple[Tensor, Tensor | None]:
@@ -161,7 +181,13 @@ def evaluate(
         UsageError: an argument has a wrong value, or the expectation does not fit the posterior.
     """
     _check_options(batch_size, mode, missing)
-    log_jacobian = _check_log_jacobian(log_jacobian)
+    if not all(callable(getattr(model, name, None)) for name in ("posterior", "prior", "likelihood")) and not bind:
+        expected = "one with posterior, prior and likelihood; make it by from_functions"
+        raise UsageError(f"a model of type {type(model).__name__} given, expected {expected}")
+    require_instance("expectation", expectation, Expectation, "an Expectation such as MonteCarlo(16)")
+    require_function("bind", bind)
+    require_function("on_batch", on_batch)
+    log_jacobian = check_log_jacobian(log_jacobian)
     weights = _check_weights(sample_weight)
     device, dtype = placement(model)
     parts: list[dict[str, Moment]] = []
@@ -176,6 +202,7 @@ def evaluate(
                 raise DataError("a single number given as data, expected an array (N, *data_shape)")
             if len(x) == 0:
                 continue
+            _require_shape(bound, x)
             x = x.detach().to(device=device, dtype=dtype if x.is_floating_point() else None)
             x, observed = _without_missing(x, missing, seen)
             jacobian = _log_jacobian_term(log_jacobian, x.shape, observed)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from vaentropy._typing import Float, Tensor
+from vaentropy.checks import require_count, require_seed
 from vaentropy.errors import UsageError
 
 __all__ = ["Antithetic", "Expectation", "Frozen", "GaussHermite", "MonteCarlo", "Nodes", "Sobol"]
@@ -37,11 +38,6 @@ class Nodes:
     weights: Float[Tensor, "K"]
     group: int | None
     uniform: bool = True
-
-
-def _positive(value: int, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"{name}={value!r} given, expected a whole number of at least 1")
 
 
 def _uniform(num_samples: int) -> Tensor:
@@ -86,7 +82,8 @@ class MonteCarlo(Expectation):
     gaussian_only = False
 
     def __post_init__(self) -> None:
-        _positive(self.num_samples, "num_samples")
+        require_count("num_samples", self.num_samples)
+        require_seed(self.seed)
 
     def nodes(self, batch_size, latent_shape, *, generator, dtype) -> Nodes:
         """Noise (K, B, *latent)."""
@@ -109,7 +106,8 @@ class Antithetic(Expectation):
     independent = True
 
     def __post_init__(self) -> None:
-        _positive(self.num_samples, "num_samples")
+        require_count("num_samples", self.num_samples)
+        require_seed(self.seed)
         if self.num_samples % 2:
             raise UsageError(
                 f"num_samples={self.num_samples} given, expected an even number: antithetic draws are pairs"
@@ -172,7 +170,8 @@ class Sobol(Expectation):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _positive(self.num_samples, "num_samples")
+        require_count("num_samples", self.num_samples)
+        require_seed(self.seed)
 
     def nodes(self, batch_size, latent_shape, *, generator, dtype) -> Nodes:
         """Noise (K, 1, *latent)."""
@@ -195,7 +194,8 @@ class Frozen(Expectation):
     num_samples: int = 16
 
     def __post_init__(self) -> None:
-        _positive(self.num_samples, "num_samples")
+        require_count("num_samples", self.num_samples)
+        require_seed(self.seed)
 
     def nodes(self, batch_size, latent_shape, *, generator, dtype) -> Nodes:
         """Noise (K, 1, *latent)."""
@@ -214,7 +214,7 @@ class GaussHermite(Expectation):
     nodes_per_axis: int = 8
 
     def __post_init__(self) -> None:
-        _positive(self.nodes_per_axis, "nodes_per_axis")
+        require_count("nodes_per_axis", self.nodes_per_axis)
 
     def nodes(self, batch_size, latent_shape, *, generator, dtype) -> Nodes:
         """Noise (K, 1, *latent)."""

@@ -1,9 +1,11 @@
 """Files that survive: written aside, flushed and renamed; read with errors that a user understands; no pickles."""
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +21,7 @@ from vaentropy.errors import DataError, MissingExtraError
 __all__ = [
     "append_line",
     "flush_to_disk",
+    "named",
     "read_tensors",
     "read_text",
     "read_yaml",
@@ -31,6 +34,8 @@ __all__ = [
 
 ASIDE = ".partial"
 METADATA = "vaentropy"
+MAX_TEXT = 2**30  # bytes
+MAX_YAML = 2**20  # bytes: settings are short, and a parser in Python is slow
 
 
 @contextmanager
@@ -47,11 +52,18 @@ def written_aside(path: Path) -> Iterator[Path]:
         yield aside
         flush_to_disk(aside)
         aside.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             aside.unlink()
+        if isinstance(error, OSError):
+            raise named(error, path) from error
         raise
     flush_to_disk(path.parent)
+
+
+def named(error: OSError, path: Path) -> OSError:
+    """The error of a file that is known: writing to an open one raises errors that do not name it."""
+    return type(error)(error.errno, error.strerror or str(error), str(path))
 
 
 def flush_to_disk(path: Path) -> None:
@@ -76,24 +88,31 @@ def write_text(path: Path, content: str) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Add one line to a text file and hand it to the operating system."""
-    with path.open("ab") as file:
-        file.write(line.encode("utf-8") + b"\n")
+    try:
+        with path.open("ab") as file:
+            file.write(line.encode("utf-8") + b"\n")
+    except OSError as error:
+        raise named(error, path) from error
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, *, at_most: int = MAX_TEXT) -> str:
     """Text of a file.
 
     Raises:
         FileNotFoundError: there is none.
-        DataError: it cannot be read, or is not UTF-8.
+        DataError: it cannot be read, is not UTF-8, or has more than `at_most` bytes.
     """
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        with path.open("rb") as file:
+            content = file.read(at_most + 1)
+        if len(content) > at_most:
+            raise DataError(f"{path} is longer than {at_most} bytes, expected less text; name another file")
+        return content.decode("utf-8")
+    except (FileNotFoundError, DataError):
         raise
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(f"{path} cannot be read ({reason}), expected UTF-8 text") from error
+        raise DataError(f"{path} cannot be read ({reason}), expected UTF-8 text; mend it") from error
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -123,21 +142,25 @@ def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Settings from a YAML file; tags that name code are refused.
+    """Settings from a YAML file; tags that name code are refused, and aliases, by which a few lines fill the memory.
 
     Raises:
         FileNotFoundError: there is none.
         DataError: it is not valid YAML, or holds something else than settings with names.
     """
-    yaml, text = _yaml(), read_text(path)
+    yaml, text = _yaml(), read_text(path, at_most=MAX_YAML)
     try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
+            raise DataError(f"{path} holds aliases (*name), expected settings without them; write the values out")
         values = yaml.safe_load(text)
+    except DataError:
+        raise
     # A date that does not exist is a ValueError, brackets nested without end a RecursionError, an unhashable key or a
     # malformed number whatever its constructor raises.
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, OverflowError) as error:
-        raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, LookupError, OverflowError) as error:
+        raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct it") from error
     if not isinstance(values, dict):
-        raise DataError(f"{path} holds {type(values).__name__}, expected settings with names")
+        raise DataError(f"{path} holds {type(values).__name__}, expected settings with names, such as epochs: 10")
     return values
 
 
@@ -167,8 +190,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], numbers: Mapping[st
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = to_json(numbers or {})
     with written_aside(path) as aside:
+        aside.touch()
+        mode = aside.stat().st_mode
         # One entry: the order of several is another in each file, and equal contents should be equal files.
-        save_file(ready, aside, {METADATA: to_json({"numbers": text, "sha256": _digest(ready, text)})})
+        about = {METADATA: to_json({"numbers": text, "sha256": _digest(ready, text)})}
+        try:
+            save_file(ready, aside, about)
+        except SafetensorError as error:
+            raise _as_os_error(error) from error
+        # safetensors lets nobody else read what it writes; it is as readable as every other file of the user's.
+        aside.chmod(mode)
+
+
+def _as_os_error(error: SafetensorError) -> OSError:
+    """What safetensors says of a full disk, say, as Python says it."""
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -184,9 +222,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = load_file(path)
     except FileNotFoundError:
         raise
-    except (OSError, SafetensorError, RuntimeError, ValueError, OverflowError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, LookupError, AttributeError, OverflowError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path} cannot be loaded ({reason}), expected a safetensors file") from error
+        raise DataError(f"{path} cannot be loaded ({reason}), expected a safetensors file; get a whole copy") from error
     if METADATA not in about:
         return tensors, {}
     try:

@@ -16,8 +16,9 @@ from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent
 
 from vaentropy._typing import Tensor
+from vaentropy.checks import require_number
 from vaentropy.distributions import DiagonalNormal, LogRatePoisson, normal_entropy, normal_log_prob
-from vaentropy.errors import UsageError
+from vaentropy.errors import UsageError, shown
 
 __all__ = ["Bernoulli", "Gaussian", "Head", "Likelihood", "Poisson"]
 
@@ -142,13 +143,13 @@ class Gaussian(Likelihood):
     floor: float = 1e-6
 
     def __post_init__(self) -> None:
-        number = isinstance(self.variance, int | float) and not isinstance(self.variance, bool)
-        if self.variance not in VARIANCES and not (number and 0 < self.variance < math.inf):  # type: ignore[operator]
-            raise UsageError(
-                f"variance={self.variance!r} given, expected one of {', '.join(VARIANCES)} or a positive number"
-            )
-        if not 0 < self.floor < math.inf:
-            raise UsageError(f"floor={self.floor!r} given, expected a positive number (a variance)")
+        if not isinstance(self.variance, str) or self.variance not in VARIANCES:
+            try:
+                require_number("variance", self.variance)
+            except UsageError:
+                expected = f"expected one of {', '.join(VARIANCES)} or a positive number"
+                raise UsageError(f"variance={shown(self.variance)} given, {expected}") from None
+        require_number("floor", self.floor)
 
     def head(self, features_shape: tuple[int, ...], data_shape: tuple[int, ...]) -> "GaussianHead":
         """Affine mean head, and the variance's parameters."""

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from vaentropy._typing import Float, Num, Tensor
+from vaentropy.checks import require_count
 from vaentropy.distributions import LOG_2PI, DiagonalNormal, normal_entropy, to_float64
-from vaentropy.errors import DataError, UsageError
+from vaentropy.errors import DataError, UsageError, shown
 from vaentropy.rows import as_tensor, require_finite
 from vaentropy.seeding import seeded
 
@@ -120,8 +121,7 @@ class LinearVAE(nn.Module):
     def __init__(self, data_dim: int, latent_dim: int):
         super().__init__()
         for name, size in (("data_dim", data_dim), ("latent_dim", latent_dim)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise UsageError(f"{name}={size!r} given, expected a whole number of at least 1")
+            require_count(name, size)
         self.data_shape: tuple[int, ...] = (data_dim,)
         self.latent_shape: tuple[int, ...] = (latent_dim,)
         self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(data_dim, latent_dim)))
@@ -229,7 +229,8 @@ class LinearVAE(nn.Module):
         """
         statistics = data if isinstance(data, DataMoments) else DataMoments.of(data)
         num_points = statistics.num_points
-        if not 0 <= ddof < num_points:
+        require_count("ddof", ddof, least=0)
+        if ddof >= num_points:
             raise UsageError(f"ddof={ddof} given for {num_points} data points, expected 0 to {num_points - 1}")
         values, vectors = statistics.eigen
         values = values * (num_points / (num_points - ddof))
@@ -251,7 +252,10 @@ class LinearVAE(nn.Module):
 
 
 def _check_eigenvectors(eigenvectors: Sequence[int] | None, latent_dim: int, data_dim: int) -> list[int]:
-    chosen = [operator.index(i) for i in (range(latent_dim) if eigenvectors is None else eigenvectors)]
+    try:
+        chosen = [operator.index(i) for i in (range(latent_dim) if eigenvectors is None else eigenvectors)]
+    except TypeError:
+        raise UsageError(f"eigenvectors={shown(eigenvectors)} given, expected a list of whole numbers") from None
     if len(chosen) >= data_dim:
         raise UsageError(
             f"{len(chosen)} latents given for {data_dim} features, expected fewer: the ELBO has no upper bound (σ² → 0)"
@@ -259,8 +263,8 @@ def _check_eigenvectors(eigenvectors: Sequence[int] | None, latent_dim: int, dat
         )
     if len(set(chosen)) < len(chosen) or len(chosen) > latent_dim or not all(0 <= i < data_dim for i in chosen):
         raise UsageError(
-            f"eigenvectors={eigenvectors!r} given, expected at most latent_dim={latent_dim} different numbers from 0 "
-            f"(the largest eigenvalue) to {data_dim - 1}"
+            f"eigenvectors={shown(eigenvectors)} given, expected at most latent_dim={latent_dim} different numbers "
+            f"from 0 (the largest eigenvalue) to {data_dim - 1}"
         )
     return chosen
 

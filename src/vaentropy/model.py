@@ -8,8 +8,9 @@ from torch import nn
 from torch.distributions import Distribution, Normal
 
 from vaentropy._typing import Tensor
+from vaentropy.checks import require_instance
 from vaentropy.distributions import DiagonalNormal, as_batch, diagonal_parameters
-from vaentropy.errors import ModelError, UsageError
+from vaentropy.errors import ModelError, UsageError, shown
 
 __all__ = ["LatentVariableModel", "Rescaled", "from_functions", "placement", "standard_prior"]
 
@@ -114,9 +115,17 @@ def from_functions(
         ModelError: at the first call, where a function returns something else.
         UsageError: a variance that is not positive, or none where `decode` returns a mean.
     """
-    given = torch.as_tensor(1.0 if variance is None else variance)
-    if not bool(((given > 0) & (given < float("inf"))).all()):
-        raise UsageError(f"variance={variance!r} given, expected positive numbers (σ², not log σ²)")
+    for name, function in (("encode", encode), ("decode", decode)):
+        require_instance(name, function, Callable, "a function or a module")  # type: ignore[arg-type]
+    if prior is not None:
+        require_instance("prior", prior, Distribution, "a torch Distribution")
+    try:
+        given = torch.as_tensor(1.0 if variance is None else variance)
+        positive = bool(((given > 0) & (given < float("inf"))).all())
+    except (TypeError, ValueError, RuntimeError):
+        positive = False
+    if not positive:
+        raise UsageError(f"variance={shown(variance)} given, expected positive numbers (σ², not log σ²)")
     return _FunctionModel(encode, decode, prior, variance, modules)
 
 

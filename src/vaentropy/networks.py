@@ -10,9 +10,10 @@ from itertools import pairwise
 
 from torch import nn
 
+from vaentropy.checks import require_counts
 from vaentropy.errors import UsageError
 
-__all__ = ["ConvDecoder", "ConvEncoder", "MLPDecoder", "MLPEncoder"]
+__all__ = ["ConvDecoder", "ConvEncoder", "MLPDecoder", "MLPEncoder", "as_shape"]
 
 Activation = Callable[[], nn.Module]
 # A 4×4 kernel with stride 2 and padding 1 halves the size, and its transpose doubles it.
@@ -20,12 +21,20 @@ KERNEL_SIZE, STRIDE, PADDING = 4, 2, 1
 
 
 def _check_widths(widths: Sequence[int], what: str) -> None:
-    if not widths or any(isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in widths):
-        raise UsageError(f"{what}={tuple(widths)} given, expected one whole number of at least 1 for each layer")
+    require_counts(what, widths)
 
 
 def _layers(widths: Sequence[int], activation: Activation) -> list[nn.Module]:
     return [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), activation())]
+
+
+def as_shape(data_shape: int | Sequence[int]) -> tuple[int, ...]:
+    """Shape of a data point, whose one number may stand alone.
+
+    Raises:
+        UsageError: it holds something else than whole numbers of at least 1.
+    """
+    return require_counts("data_shape", (data_shape,) if isinstance(data_shape, int | float) else data_shape)
 
 
 class MLPEncoder(nn.Sequential):
@@ -41,7 +50,7 @@ class MLPEncoder(nn.Sequential):
         self, data_shape: int | tuple[int, ...], hidden: Sequence[int] = (50, 50), activation: Activation = nn.ReLU
     ):
         _check_widths(hidden, "hidden")
-        shape = (data_shape,) if isinstance(data_shape, int) else data_shape
+        shape = as_shape(data_shape)
         super().__init__(nn.Flatten(), *_layers([math.prod(shape), *hidden], activation))
 
 

@@ -9,6 +9,7 @@ import torch
 
 from vaentropy import ledger
 from vaentropy._typing import Tensor
+from vaentropy.checks import require_instance
 from vaentropy.errors import UsageError
 from vaentropy.expectation import Expectation
 from vaentropy.modes import Mode
@@ -206,6 +207,8 @@ class Evaluation(Terms):
         """
         if not parts:
             raise UsageError("no evaluations given, expected at least one to merge")
+        for part in parts:
+            require_instance("part", part, Evaluation, "an Evaluation")
         first = parts[0]
         for part in parts:
             for name, theirs, ours in (

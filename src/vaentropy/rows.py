@@ -25,6 +25,9 @@ def as_tensor(data: Any) -> Tensor:
         DataError: not an array of numbers; the first column of a data frame that holds none is named.
     """
     if isinstance(data, Tensor):
+        if data.is_complex() or data.layout != torch.strided or data.is_meta:
+            kind = "meta tensor" if data.is_meta else f"tensor of {data.dtype}, {data.layout}"
+            raise DataError(f"{kind} given as data, expected a dense tensor of real numbers")
         return data.detach()
     if (columns := frame_columns(data)) is not None:
         return stack_columns(columns, type(data).__name__)
@@ -35,7 +38,8 @@ def as_tensor(data: Any) -> Tensor:
         # In native byte order and writable, which torch asks for.
         return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True))
     except (TypeError, ValueError) as error:
-        raise DataError(f"{type(data).__name__} given as data ({error}), expected an array of numbers") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{type(data).__name__} given as data ({reason}), expected an array of numbers") from error
 
 
 def rows_of(batch: Any) -> Tensor:

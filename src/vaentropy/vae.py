@@ -11,12 +11,13 @@ from torch.distributions import Distribution
 from torch.nn.utils import parametrize
 
 from vaentropy._typing import Bool, Float, Num, Tensor
+from vaentropy.checks import require_count, require_counts, require_instance, require_seed
 from vaentropy.distributions import DiagonalNormal, normal_entropy, normal_kl
-from vaentropy.errors import UsageError
+from vaentropy.errors import DataError, UsageError, shown
 from vaentropy.likelihoods import Gaussian, Head, Likelihood
 from vaentropy.model import placement
 from vaentropy.modes import in_mode
-from vaentropy.networks import MLPDecoder, MLPEncoder
+from vaentropy.networks import MLPDecoder, MLPEncoder, as_shape
 from vaentropy.priors import LearnedNormal, Prior, StandardNormal
 from vaentropy.seeding import seeded
 
@@ -115,12 +116,16 @@ class VAE(nn.Module):
         decoder_features: int | None = None,
     ):
         super().__init__()
-        shape = (data_shape,) if isinstance(data_shape, int) else tuple(data_shape)
-        for name, sizes in (("data_shape", shape), ("latent_dim", (latent_dim,))):
-            if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
-                raise UsageError(f"{name}={sizes} given, expected whole numbers of at least 1")
+        shape = as_shape(data_shape)
+        require_count("latent_dim", latent_dim)
+        for name, network in (("encoder", encoder), ("decoder", decoder)):
+            require_instance(name, network, nn.Module, "a torch module")
+        if likelihood is not None:
+            require_instance("likelihood", likelihood, Likelihood, "a likelihood such as Gaussian()")
+        if prior is not None:
+            require_instance("prior", prior, (StandardNormal, LearnedNormal), "StandardNormal() or LearnedNormal()")
         if columns not in COLUMNS:
-            raise UsageError(f"columns={columns!r} given, expected one of {', '.join(COLUMNS)}")
+            raise UsageError(f"columns={shown(columns)} given, expected one of {', '.join(COLUMNS)}")
         width = getattr(decoder, "in_features", None) if decoder_features is None else decoder_features
         if not isinstance(width, int):
             raise UsageError(
@@ -307,6 +312,13 @@ class VAE(nn.Module):
 
     # What a user does with a trained model, in eval mode whichever mode it is in.
 
+    def _parts(self, x: Tensor, shape: tuple[int, ...], batch_size: int) -> Sequence[Tensor]:
+        require_count("batch_size", batch_size)
+        if not isinstance(x, Tensor) or tuple(x.shape[1:]) != shape:
+            given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
+            raise DataError(f"rows of {given} given, expected a Tensor (N, {', '.join(map(str, shape))})")
+        return x.split(batch_size)
+
     def _to_model(self, x: Tensor) -> Tensor:
         weight = self.latent_mean.weight
         return x.to(device=weight.device, dtype=weight.dtype)
@@ -315,13 +327,17 @@ class VAE(nn.Module):
     def encode(self, x: Num[Tensor, "N *data"], *, batch_size: int = BATCH_SIZE) -> Float[Tensor, "N H"]:
         """Posterior means ν(x), (N, H), of x (N, *data_shape); `posterior(x)` has the variances too."""
         with in_mode(self, "eval"):
-            return torch.cat([self.posterior(self._to_model(part)).mean for part in x.split(batch_size)])
+            return torch.cat(
+                [self.posterior(self._to_model(part)).mean for part in self._parts(x, self.data_shape, batch_size)]
+            )
 
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "N H"], *, batch_size: int = BATCH_SIZE) -> Float[Tensor, "N *data"]:
         """Means of p(x|z), (N, *data_shape), of z (N, H)."""
         with in_mode(self, "eval"):
-            return torch.cat([self.likelihood(self._to_model(part)).mean for part in z.split(batch_size)])
+            return torch.cat(
+                [self.likelihood(self._to_model(part)).mean for part in self._parts(z, self.latent_shape, batch_size)]
+            )
 
     def reconstruct(self, x: Num[Tensor, "N *data"], *, batch_size: int = BATCH_SIZE) -> Float[Tensor, "N *data"]:
         """Means of p(x|z) at the posterior means, (N, *data_shape), of x (N, *data_shape)."""
@@ -339,6 +355,9 @@ class VAE(nn.Module):
             seed: of the draws; global generators are left alone.
             batch_size: rows per forward pass.
         """
+        require_count("num_samples", num_samples, least=0)
+        require_count("batch_size", batch_size)
+        require_seed(seed)
         with in_mode(self, "eval"), seeded(seed, self.prior_log_variance.device):
             z = self.prior().sample(torch.Size([num_samples]))
             if not noise:
@@ -352,8 +371,13 @@ Networks = tuple[nn.Module, nn.Module]
 def _family(
     data_shape: int | tuple[int, ...], latent_dim: int, hidden: Sequence[int], networks: Networks | None, **options
 ) -> VAE:
-    hidden = tuple(hidden)
-    encoder, decoder = networks or (MLPEncoder(data_shape, hidden), MLPDecoder(hidden[::-1]))
+    require_count("latent_dim", latent_dim)
+    if networks is None:
+        hidden = require_counts("hidden", hidden)
+        networks = MLPEncoder(data_shape, hidden), MLPDecoder(hidden[::-1])
+    elif not isinstance(networks, tuple | list) or len(networks) != 2:
+        raise UsageError(f"networks={shown(networks)} given, expected the pair (encoder, decoder)")
+    encoder, decoder = networks
     return VAE(encoder, decoder, data_shape=data_shape, latent_dim=latent_dim, **options)
 
 

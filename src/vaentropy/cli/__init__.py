@@ -1,5 +1,6 @@
 """The `vaentropy` command. It needs the extra `cli`; without it, `main` says how to get it."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -34,16 +35,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VaentropyError as error:
         return _fail(str(error))
     except OSError as error:  # a full disk, a closed terminal
-        return _fail(f"{error.filename or 'output'} cannot be written or read: {error.strerror}")
+        _forget_output()
+        where, how = error.filename or "output", "make room, or name another place"
+        return _fail(f"{where} cannot be written or read: {error.strerror or error}; {how}")
     except (KeyboardInterrupt, click.Abort) as error:
         # click wraps what interrupts it, and has ended the line of the ^C already.
         cause = error.__cause__ or error
         number = getattr(cause, "signal", None)
         print(f"vaentropy: {cause if number else 'interrupted'}", file=sys.stderr)
         return SIGNALLED + number if number else INTERRUPTED
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        how = "lower batch_size, num_samples, hidden or latent_dim, or read data in pieces with --stream"
+        return _fail(f"memory is not enough ({str(error).splitlines()[0] if str(error) else 'MemoryError'}); {how}")
     return status if isinstance(status, int) else 0
 
 
+def _out_of_memory(error: BaseException) -> bool:
+    """torch has no class of its own for a CPU without memory."""
+    return isinstance(error, MemoryError) or "memory" in str(error)
+
+
+def _forget_output() -> None:
+    """Drop what stdout has not taken, or Python would try again when it ends, and tell of it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
 def _fail(message: str) -> int:
-    print(f"vaentropy: {' '.join(message.split())}", file=sys.stderr)
+    from vaentropy.errors import printable
+
+    print(f"vaentropy: {printable(' '.join(message.split()))}", file=sys.stderr)
     return USER_ERROR

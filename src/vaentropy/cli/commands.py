@@ -189,6 +189,7 @@ def sample(run: str, num_samples: int, out: str, as_json: bool, **given: Any) ->
 @options.as_json
 def info(run: str, as_json: bool) -> None:
     """Tell what folder RUN holds and how far its training has come."""
+    from vaentropy.errors import printable
     from vaentropy.files import to_json
     from vaentropy.runs import describe_run
 
@@ -196,21 +197,25 @@ def info(run: str, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(about))
         return
+
+    def say(line: str) -> None:
+        click.echo(printable(line))  # texts from files that others may have made
+
     config, manifest = about["config"], about["manifest"]
     chosen = {name: value for name, value in config.items() if value not in (None, [], False)}
     data, last = manifest.get("data", {}), about["last"]
-    click.echo(f"{about['run']}: {config['model']} on {config['data']}, {about['status']}")
-    click.echo(f"epochs         {about['epochs']}")
+    say(f"{about['run']}: {config['model']} on {config['data']}, {about['status']}")
+    say(f"epochs         {about['epochs']}")
     if data:
         sizes = f"{data['num_train']:,} to train on, {data['num_held_out']:,} held out"
-        click.echo(f"data           {data['description']}; {sizes}, shape {tuple(data['data_shape'])}")
+        say(f"data           {data['description']}; {sizes}, shape {tuple(data['data_shape'])}")
     if last:
-        click.echo(f"running ELBO   {last['running_elbo']:.4f} (last epoch)")
-    click.echo(f"checkpoints    after steps {', '.join(map(str, about['checkpoints'])) or '(none)'}")
+        say(f"running ELBO   {last['running_elbo']:.4f} (last epoch)")
+    say(f"checkpoints    after steps {', '.join(map(str, about['checkpoints'])) or '(none)'}")
     for name in ("vaentropy", "python", "torch", "device", "num_parameters", "written"):
         if name in manifest:
-            click.echo(f"{name:<15}{manifest[name]}")
-    click.echo("settings       " + ", ".join(f"{name}={value}" for name, value in chosen.items()))
+            say(f"{name:<15}{manifest[name]}")
+    say("settings       " + ", ".join(f"{name}={value}" for name, value in chosen.items()))
 
 
 @vaentropy.command()

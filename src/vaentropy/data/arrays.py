@@ -1,5 +1,6 @@
 """Arrays: .npy files, read in shards through a memory map, and .npz files, read into memory."""
 
+import io
 import math
 import zipfile
 from io import BufferedIOBase
@@ -12,11 +13,14 @@ from torch import Tensor
 
 from vaentropy.data.reading import MAX_EXPANSION, MAX_IN_MEMORY, reading, size_of
 from vaentropy.data.source import Rows, Source, rows_per_shard
-from vaentropy.errors import DataError, UsageError
+from vaentropy.data.tables import listed
+from vaentropy.errors import DataError, UsageError, shown
 
 __all__ = ["NpyFile", "npz_source"]
 
 NPY, NPZ = "a .npy file, as numpy.save writes it", "a .npz file, as numpy.savez writes it"
+MAX_HEADER = 2**16  # bytes; numpy itself refuses headers that are not short
+MAX_AXES = 32
 KEPT = {np.dtype(kind) for kind in ("?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8")}  # all else becomes float64
 
 
@@ -84,10 +88,10 @@ def npz_source(path: Path, key: str | None = None) -> Source:
         if not members:
             raise DataError(f"{path}: holds no array; write it with numpy.savez")
         if key is None and len(members) > 1:
-            raise UsageError(f"{path}: holds {', '.join(members)}; name one with key")
+            raise UsageError(f"{path}: holds {listed([*members])}; name one with key")
         name = next(iter(members)) if key is None else key
         if name not in members:
-            raise UsageError(f"{path}: key is {name!r}, expected one of {', '.join(members)}")
+            raise UsageError(f"{path}: key={shown(name)} given, expected one of {listed([*members])}")
         info, what = members[name], f"{path}, array {name!r}"
         packed = min(info.compress_size, size)
         with archive.open(info) as file:
@@ -106,6 +110,8 @@ def npz_source(path: Path, key: str | None = None) -> Source:
 
 def _read_header(file: BufferedIOBase | IO[bytes]) -> _Header:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    # Its beginning alone: a header may claim any length.
+    file = io.BytesIO(file.read(MAX_HEADER))
     version = np.lib.format.read_magic(file)
     if version not in readers:
         raise ValueError(f"version {version}")
@@ -119,6 +125,8 @@ def _check(header: _Header, found: int, what: str) -> None:
         raise DataError(f"{what}: elements are {dtype}, expected integers or floats; convert and save it again")
     if not shape or min(shape) < 1:
         raise DataError(f"{what}: shape is {shape}, expected (rows, features, ...), none of them 0; save it so")
+    if len(shape) > MAX_AXES:
+        raise DataError(f"{what}: has {len(shape)} axes, expected at most {MAX_AXES}; reshape it and save it again")
     if found != header.num_bytes:
         declared = f"declares {shape} of {dtype}, {header.num_bytes} bytes"
         raise DataError(f"{what}: {declared}, found {found}; get a whole copy")

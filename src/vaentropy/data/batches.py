@@ -7,6 +7,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from vaentropy.checks import require_count
 from vaentropy.data.source import Source
 from vaentropy.errors import UsageError
 from vaentropy.seeding import generator_of
@@ -35,8 +36,7 @@ class Batches:
     """
 
     def __init__(self, data: Source | Tensor, batch_size: int, seed: int = 0):
-        if batch_size < 1:
-            raise UsageError(f"batch_size={batch_size} given, expected a whole number of at least 1")
+        require_count("batch_size", batch_size)
         if len(data) == 0:
             raise UsageError("no rows given to make batches of, expected at least one")
         self.data, self.seed = data, seed

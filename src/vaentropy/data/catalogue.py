@@ -137,7 +137,7 @@ def _find_folder(request: _Request, files: tuple[str, ...], expected: str) -> Pa
     if not given:
         how = f"pass folder= or set {FOLDER_VARIABLE} to the folder that holds {expected}"
         raise UsageError(f"{request.name} is read from files and no folder was given; {how}")
-    given = Path(given).expanduser()
+    given = Path(os.path.expanduser(given))
     candidates = [given / request.name]
     # These sets have the same file names: a folder that bears the name of the other holds that other set.
     if given.name == request.name or given.name not in WITH_HELD_OUT:
@@ -170,7 +170,12 @@ def _read_pixels(folder: Path, part: str) -> Rows:
 def _read_labels(folder: Path, part: str) -> Tensor | None:
     candidates = (folder / name for name in _idx_names(f"{part}-labels-idx1-ubyte"))
     path = next((path for path in candidates if path.is_file()), None)
-    return None if path is None else read_idx(path).long()
+    if path is None:
+        return None
+    labels = read_idx(path)
+    if labels.ndim != 1:
+        raise DataError(f"{path}: got shape {tuple(labels.shape)}, expected one label per image; pass a label file")
+    return labels.long()
 
 
 _FINDERS: dict[str, Callable[[_Request], Found]] = {

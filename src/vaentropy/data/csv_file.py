@@ -22,6 +22,7 @@ CSV = "a CSV file in UTF-8, its fields divided by commas"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BLOCK = 2**20  # bytes read at a time in search of line ends
 MAX_LINE = 2**24  # bytes; a file without line ends must not fill memory
+MAX_COLUMNS = 2**17
 MAX_SLICE = 2**25  # bytes of text parsed at a time, where lines are so long that a shard would take more
 LINE_ENDS = (ord("\n"), ord("\r"))  # so "\r\n" ends a line and then an empty one, and empty lines do not count
 MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None")
@@ -176,6 +177,8 @@ def _first_line(file: BufferedIOBase, path: Path) -> tuple[list[str], bool, int]
     end = min(ends, default=len(head))
     if start == end:
         raise DataError(f"{path}: is empty, expected rows of numbers; get a whole copy")
+    if (columns := head.count(b",", start, end) + 1) > MAX_COLUMNS:
+        raise DataError(f"{path}: has {columns} columns, expected at most {MAX_COLUMNS}; save it as .npy")
     fields = [field.strip() for field in next(csv.reader([head[start:end].decode("utf-8")]))]
     if len(fields) == 1 and any(mark in fields[0] for mark in ";\t"):
         raise DataError(f"{path}: first line is {fields[0][:40]!r}, expected fields divided by commas; convert it")
@@ -201,9 +204,11 @@ def _slices(file: BufferedIOBase, offset: int, rows: int, path: Path) -> Iterato
             cut = end
         if len(ends):
             counted, last_end = int(numbers[-1]), int(ends[-1])
-            if cut == 0 and counted and len(text) > MAX_SLICE:
+            # Without rows so far, empty lines alone: they must not fill memory either.
+            if cut == 0 and (not counted or len(text) > MAX_SLICE):
                 cut = last_end + 1
-                yield _Slice(offset, cut, counted), bytes(text[:cut])
+                if counted:
+                    yield _Slice(offset, cut, counted), bytes(text[:cut])
                 counted = 0
         if cut:
             del text[:cut]

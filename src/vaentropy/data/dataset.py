@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vaentropy.checks import require_instance, require_seed
 from vaentropy.data.scaling import Scaling
 from vaentropy.data.source import Part, Rows, Source, pieces
 from vaentropy.data.stored import Missing
@@ -101,6 +102,8 @@ def split(x: Tensor, held_out: float = 0.1, *, seed: int = 0, shard_size: int | 
     Raises:
         UsageError: the fraction is outside [0, 1) or leaves nothing to train on.
     """
+    require_instance("x", x, Tensor, "a tensor (N, ...)")
+    require_seed(seed)
     rows = Rows(x, shard_size=shard_size)
     train, chosen = (Part(rows, held_out, seed=seed, held_out=part) for part in (False, True))
     return _whole(train, x), _whole(chosen, x)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaentropy.checks import require_path
 from vaentropy.errors import DataError
 
 __all__ = ["read_idx"]
@@ -35,15 +36,18 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
 
     Source: http://yann.lecun.com/exdb/mnist (section "the IDX file format").
     """
+    path = require_path("path", path)
     try:
-        with open(path, "rb") as file:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise DataError(f"{path}: is no regular file; pass the path of an IDX file")
+        with path.open("rb") as file:
             compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
             if not compressed:
-                return _parse(file, Path(path), size)
+                return _parse(file, path, size)
             with gzip.GzipFile(fileobj=file) as stream:
-                return _parse(stream, Path(path), size * MAX_EXPANSION)
+                return _parse(stream, path, size * MAX_EXPANSION)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path}: not readable ({error}), expected an IDX file, raw or gzip; get a whole copy"

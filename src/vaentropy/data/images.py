@@ -1,5 +1,6 @@
 """Folders of images."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaentropy.data.reading import reading
+from vaentropy.checks import require_count
+from vaentropy.data.reading import reading, size_of
 from vaentropy.data.source import Source
 from vaentropy.errors import DataError, MissingExtraError, UsageError
 
@@ -23,6 +25,8 @@ GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 IMAGE = "an image (png, jpg, bmp, webp or gif)"
 SHARD_IMAGES = 256
+MAX_SHARD_BYTES = 2**28  # of large images there are fewer in a shard
+MAX_SIDE = 2**14  # pixels
 
 
 class ImageFolder(Source):
@@ -45,8 +49,8 @@ class ImageFolder(Source):
 
     def __init__(self, folder: Path, image_size: int | None = None, crop: int | None = None):
         for option, value in (("image_size", image_size), ("crop", crop)):
-            if value is not None and value < 1:
-                raise UsageError(f"{option}={value} given, expected a number of pixels of at least 1")
+            if value is not None and require_count(option, value) > MAX_SIDE:
+                raise UsageError(f"{option}={value} given, expected at most {MAX_SIDE} pixels")
         self._paths = image_paths(folder)
         if not self._paths:
             raise DataError(f"{folder}: holds no images, expected {', '.join(IMAGE_ENDINGS)}; pass another folder")
@@ -59,12 +63,13 @@ class ImageFolder(Source):
                 shape = self._check_size(image, path, shape)
         assert shape is not None
         self.data_shape = (channels, *shape)
-        starts = range(0, len(self._paths), SHARD_IMAGES)
-        self.shard_sizes = [min(SHARD_IMAGES, len(self._paths) - start) for start in starts]
+        step = min(SHARD_IMAGES, max(1, MAX_SHARD_BYTES // math.prod(self.data_shape)))
+        self._starts = range(0, len(self._paths), step)
+        self.shard_sizes = [min(step, len(self._paths) - start) for start in self._starts]
 
     def read(self, shard: int) -> Tensor:
         """One shard, decoded."""
-        start = shard * SHARD_IMAGES
+        start = self._starts[shard]
         x = np.empty((self.shard_sizes[shard], *self.data_shape), dtype=np.uint8)
         for row, path in enumerate(self._paths[start : start + len(x)]):
             with _opened(path) as image:
@@ -75,7 +80,7 @@ class ImageFolder(Source):
 
     def place(self, shard: int) -> tuple[str, int]:
         """The first file of the shard."""
-        return str(self._paths[shard * SHARD_IMAGES]), 0
+        return str(self._paths[self._starts[shard]]), 0
 
     def _check_size(self, image: Any, path: Path, expected: tuple[int, ...] | None) -> tuple[int, ...]:
         """Height and width of what becomes of an image."""
@@ -134,6 +139,7 @@ def _opened(path: Path) -> Iterator[Any]:
         from PIL import Image
     except ImportError as error:
         raise MissingExtraError("pillow", "data") from error
+    size_of(path, IMAGE)
     with reading(path, IMAGE, "replace or remove it"), warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=FORMATS) as image:

@@ -9,16 +9,16 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from vaentropy.checks import require_count, require_path, require_seed
 from vaentropy.data.catalogue import Found, OfficialSplit, find, names
 from vaentropy.data.dataset import Dataset, split
 from vaentropy.data.files import ACCEPTED, Options, source_of_file, source_of_object
 from vaentropy.data.images import ImageFolder
-from vaentropy.data.reading import reading
 from vaentropy.data.scaling import Scale, Scaling, Totals
 from vaentropy.data.source import Part, Source, column_name, resident, shards_of_both
 from vaentropy.data.stored import Missing, checked, dequantised, largest, scaled
 from vaentropy.data.tables import nearest
-from vaentropy.errors import DataError, UsageError
+from vaentropy.errors import DataError, UsageError, shown
 
 __all__ = ["load"]
 
@@ -83,6 +83,12 @@ def load(
         MissingExtraError: a library is missing.
     """
     _check_choices(dtype, scale, missing)
+    require_seed(seed)
+    for option, size in (("image_size", image_size), ("crop", crop)):
+        if size is not None:
+            require_count(option, size)
+    if folder is not None:
+        folder = require_path("folder", folder)
     found = _find(name, Options(columns, exclude, image_size, crop, key), folder, seed=seed, official=held_out is None)
     official = found.held_out if isinstance(found.held_out, OfficialSplit) else None
     fraction = held_out if held_out is not None else 0.0 if official else found.held_out
@@ -115,15 +121,15 @@ def load(
 
 
 def _check_choices(dtype: torch.dtype, scale: str | Scaling | None, missing: str) -> None:
-    if not dtype.is_floating_point:
-        raise UsageError(f"dtype is {dtype}, expected a floating dtype; pass e.g. torch.float32")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UsageError(f"dtype is {shown(dtype)}, expected a floating dtype; pass e.g. torch.float32")
     choices = (
         ("scale", None if isinstance(scale, Scaling) else scale, (None, *get_args(Scale))),
         ("missing", missing, get_args(Missing)),
     )
     for option, value, accepted in choices:
         if value not in accepted:
-            raise UsageError(f"{option}={value!r} given, expected {' or '.join(map(repr, accepted))}")
+            raise UsageError(f"{option}={shown(value)} given, expected {' or '.join(map(repr, accepted))}")
 
 
 def _find(given: Any, options: Options, folder: str | os.PathLike[str] | None, *, seed: int, official: bool) -> Found:
@@ -131,13 +137,12 @@ def _find(given: Any, options: Options, folder: str | os.PathLike[str] | None, *
     if not isinstance(given, str | os.PathLike):
         source = source_of_object(given, options)
         return Found(source.name, f"values of the {source.name} given", source)
-    name = os.fspath(given)
+    name = os.fspath(require_path("data", given))
     if name in names():
         options.refuse_all_but(what=name)
         return find(name, folder, seed=seed, official=official)
-    with reading(Path(name), "a file or folder of data"):
-        path = Path(name).expanduser()
-        source = source_of_file(path, options) if name else None
+    path = Path(os.path.expanduser(name))  # leaves "~name" as it is where there is no such user
+    source = source_of_file(path, options)
     if source is None:
         hint = nearest(name.lower(), names())
         raise UsageError(f"unknown data set {name!r}; {hint}expected {', '.join(names())}, or {ACCEPTED}")

@@ -40,9 +40,11 @@ def size_of(path: Path, expected: str) -> int:
     """Length in bytes of a file that exists.
 
     Raises:
-        DataError: there is none, or it is a directory.
+        DataError: there is none, or it is a directory or a pipe, from which reading might never end.
     """
     with reading(path, expected):
         if path.is_dir():
             raise DataError(f"{path}: is a directory; pass the path of {expected}")
+        if not path.is_file() and path.exists():
+            raise DataError(f"{path}: is no regular file; pass the path of {expected}")
         return path.stat().st_size

@@ -8,7 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from vaentropy.errors import UsageError
+from vaentropy.errors import UsageError, shown
 from vaentropy.seeding import SEED_RANGE
 
 __all__ = ["Mapped", "Part", "Rows", "Source", "column_name", "pieces", "resident", "rows_per_shard", "shards_of_both"]
@@ -125,12 +125,16 @@ class Part(Source):
     """
 
     def __init__(self, source: Source, fraction: float, *, seed: int, held_out: bool):
-        if not 0 <= fraction < 1:
-            raise UsageError(f"held_out is {fraction!r}, expected a fraction in [0, 1); pass e.g. 0.1, or 0 for none")
+        number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
+        if not number or not 0 <= fraction < 1:
+            raise UsageError(
+                f"held_out is {shown(fraction)}, expected a fraction in [0, 1); pass e.g. 0.1, or 0 for none"
+            )
         total = len(source)
         count = max(1, round(fraction * total)) if fraction > 0 else 0
         if count >= total:
-            raise UsageError(f"held_out={fraction!r} of {total} rows leaves none to train on; pass more rows, or 0")
+            given = f"{source.name}: held_out={fraction!r} of {total} rows"
+            raise UsageError(f"{given} leaves none to train on; pass more rows, or 0")
         self.source, self.seed, self.held_out = source, seed, held_out
         self.name, self.data_shape = source.name, source.data_shape
         self.dtype, self.columns = source.dtype, source.columns

@@ -3,9 +3,9 @@
 import difflib
 from collections.abc import Collection, Sequence
 
-from vaentropy.errors import DataError, UsageError
+from vaentropy.errors import DataError, UsageError, shown
 
-__all__ = ["Names", "choose", "nearest"]
+__all__ = ["Names", "choose", "listed", "nearest"]
 
 Names = Sequence[str] | str
 
@@ -35,23 +35,27 @@ def choose(names: Sequence[str], columns: Names | None, exclude: Names, what: st
     if len(positions) < len(names):
         twice = next(name for position, name in enumerate(names) if positions[name] != position)
         raise DataError(f"{what}: two columns are called {twice!r}, expected different names; rename one")
-    wanted = names if columns is None else _listed(columns)
-    unwanted = _listed(exclude)
+    wanted = names if columns is None else _names("columns", columns)
+    unwanted = _names("exclude", exclude)
     for name in (*wanted, *unwanted):
         if name not in positions:
-            raise UsageError(f"{what}: no column {name!r}; {nearest(name, names)}there are {_some(names)}")
+            raise UsageError(f"{what}: no column {name!r}; {nearest(name, names)}there are {listed(names)}")
     if len(set(wanted)) < len(wanted):
-        raise UsageError(f"{what}: columns names {_some(wanted)}, expected each once; drop the second")
+        raise UsageError(f"{what}: columns names {listed(wanted)}, expected each once; drop the second")
     kept = [positions[name] for name in wanted if name not in unwanted]
     if not kept:
-        raise UsageError(f"{what}: of the columns {_some(names)} none is left; exclude fewer")
+        raise UsageError(f"{what}: of the columns {listed(names)} none is left; exclude fewer")
     return kept
 
 
-def _listed(names: Names) -> Sequence[str]:
-    return (names,) if isinstance(names, str) else names
+def _names(option: str, names: Names) -> Sequence[str]:
+    several = (names,) if isinstance(names, str) else names
+    if not isinstance(several, Sequence) or not all(isinstance(name, str) for name in several):
+        raise UsageError(f"{option}={shown(names)} given, expected the name of a column, or a list of them")
+    return several
 
 
-def _some(names: Sequence[str], most: int = 20) -> str:
-    shown = ", ".join(map(repr, names[:most]))
-    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """The first names, for a message."""
+    some = ", ".join(map(shown, names[:most]))
+    return some if len(names) <= most else f"{some}, ... ({len(names)} in all)"

@@ -1,6 +1,8 @@
 """From settings to data, model and device."""
 
 import hashlib
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +17,7 @@ from vaentropy.data import Dataset, Source, names
 from vaentropy.data import load as load_data
 from vaentropy.data.catalogue import WITH_HELD_OUT
 from vaentropy.data.scaling import Scaling
-from vaentropy.errors import UsageError
+from vaentropy.errors import UsageError, shown
 from vaentropy.networks import ConvDecoder, ConvEncoder
 from vaentropy.seeding import seeded
 from vaentropy.vae import VAE, vae0, vae1, vae2, vae3
@@ -33,6 +35,7 @@ __all__ = [
 
 # Nothing from a file decides which code runs: a name in a file chooses from these.
 FAMILIES: Mapping[str, Callable[..., VAE]] = {"vae0": vae0, "vae1": vae1, "vae2": vae2, "vae3": vae3}
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 # Points per step times parameters. Steps below it are no faster on two threads than on one (measured on two cores: 1.6
 # against 2.5 ms at 3 million, 5.5 against 3.8 ms at 17 million), and a hundred times slower where another process
 # holds one of the cores.
@@ -51,14 +54,42 @@ def build_model(config: RunConfig, data_shape: tuple[int, ...]) -> VAE:
     Raises:
         UsageError: the settings do not fit the data.
     """
-    family = FAMILIES[config.model]
+    _require_memory(config, data_shape)
     with seeded(config.seed, torch.device("cpu")):
-        if config.network == "mlp":
-            model = family(data_shape, config.latent_dim, config.hidden)
-        else:
-            networks = ConvEncoder(data_shape, config.hidden), ConvDecoder(data_shape, config.hidden[::-1])
-            model = family(data_shape, config.latent_dim, networks=networks)
+        model = _model(config, data_shape)
     return model.to(torch_dtype(config))
+
+
+def _model(config: RunConfig, data_shape: tuple[int, ...]) -> VAE:
+    family = FAMILIES[config.model]
+    if config.network == "mlp":
+        return family(data_shape, config.latent_dim, config.hidden)
+    networks = ConvEncoder(data_shape, config.hidden), ConvDecoder(data_shape, config.hidden[::-1])
+    return family(data_shape, config.latent_dim, networks=networks)
+
+
+def _require_memory(config: RunConfig, data_shape: tuple[int, ...]) -> None:
+    """Refuse a model that is larger than the machine, which the system would end without a word."""
+    what = f"a model of data_shape={data_shape}, hidden={shown(config.hidden)}, latent_dim={config.latent_dim}"
+    try:
+        with torch.device("meta"):  # shapes alone
+            model = _model(config, data_shape)
+    except (RuntimeError, OverflowError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{what} given, which no memory can hold; lower hidden or latent_dim") from error
+    needed = sum(p.numel() for p in model.parameters()) * torch_dtype(config).itemsize
+    if needed > (there := _memory()):
+        sizes = f"{needed / 2**30:,.1f} GiB, and this machine has {there / 2**30:,.1f} GiB of memory"
+        raise UsageError(f"{what} given, which takes {sizes}; lower hidden or latent_dim")
+
+
+def _memory() -> int:
+    """Bytes of memory, where the system tells."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize
 
 
 def load_own(config: RunConfig, *, folder: str | None = None) -> Dataset:
@@ -122,11 +153,14 @@ def torch_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    expected = f"expected auto, or one of {', '.join(DEVICES)} that this machine has"
+    if name.split(":")[0] not in DEVICES:
+        raise UsageError(f"device={shown(name)} given, {expected}")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"device={name!r} given: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"device={shown(name)} given, {expected} ({str(error).splitlines()[0]})") from error
     return device
 
 
@@ -144,8 +178,9 @@ def num_threads(config: RunConfig, model: VAE) -> Iterator[int]:
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The same settings from whichever folder they are read."""
-    folder = None if config.data_folder is None else str(Path(config.data_folder).expanduser().absolute())
-    path = Path(config.data).expanduser()
+    # Leaves "~name" as it is where there is no such user.
+    folder = None if config.data_folder is None else os.path.abspath(os.path.expanduser(config.data_folder))
+    path = Path(os.path.expanduser(config.data))
     named = config.data in names() or not path.exists()
     return replace(config, data=config.data if named else str(path.absolute()), data_folder=folder)
 

@@ -16,9 +16,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from vaentropy.checks import require_counts, require_path
 from vaentropy.config import RunConfig
+from vaentropy.data.reading import one_line
 from vaentropy.data.scaling import Scaling
-from vaentropy.errors import DataError, MissingExtraError, UsageError
+from vaentropy.errors import DataError, MissingExtraError, UsageError, shown
 from vaentropy.files import (
     ASIDE,
     read_tensors,
@@ -34,6 +36,8 @@ from vaentropy.training import Checkpoints
 __all__ = ["SCHEMA_VERSION", "RunFolder"]
 
 SCHEMA_VERSION = 2
+# Of the scale: sums in another order differ by rounding.
+SCALING_TOLERANCE = 1e-6
 RUNS = Path("runs")
 LOCK, REPLACED = ".lock", ".replaced"
 FILES = ("config.yaml", "manifest.json", "scaling.safetensors", "history.jsonl", "evaluation.json", "model.safetensors")
@@ -47,7 +51,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = require_path("run", path)
         self.made = False
 
     def __str__(self) -> str:
@@ -66,7 +70,7 @@ class RunFolder:
             UsageError: `out` exists and is neither empty nor a run that may be overwritten, or it cannot be made.
         """
         if out is not None:
-            folder = cls(out)
+            folder = cls(require_path("out", out))
             folder.require_free(overwrite=overwrite)
             folder.made = not folder.path.exists()
             folder._make(exist_ok=True)
@@ -127,7 +131,7 @@ class RunFolder:
         except ImportError:
             raise MissingExtraError("filelock", "cli") from None
         try:
-            lock = FileLock(self.path / LOCK, timeout=0).acquire()
+            lock = FileLock(self.file(LOCK), timeout=0).acquire()
         except Timeout:
             raise UsageError(f"{self} is in use by another process; wait for it, or name another folder") from None
         except OSError as error:
@@ -137,9 +141,37 @@ class RunFolder:
         with lock:
             yield
 
-    # A run that is overwritten lies in a folder within until the new one has a checkpoint.
+    @contextmanager
+    def filled(self, *, overwrite: bool) -> Iterator[None]:
+        """Hold the folder while it is filled with a new run.
 
-    def set_aside(self) -> None:
+        If that comes to nothing its files are removed, and a run that it would have replaced is there again.
+
+        Args:
+            overwrite: allow a folder that holds a run.
+
+        Raises:
+            UsageError: the folder is not free, another process holds it, or it cannot be written to.
+        """
+        try:
+            with self.locked():
+                # Once more: a run may have ended here since the folder was made.
+                self.require_free(overwrite=overwrite)
+                self._set_aside()
+                try:
+                    yield
+                except BaseException:
+                    if not self.has_begun():
+                        self._take_back()
+                    raise
+                finally:
+                    self.drop_set_aside()
+        finally:
+            self._remove_if_unused()
+
+    # A run that is overwritten lies in a folder within until the new one is there.
+
+    def _set_aside(self) -> None:
         """Move the run that the folder holds, if any, out of the way of a new one; nothing else is touched."""
         self.drop_set_aside()
         if not self.file("config.yaml").exists():
@@ -155,7 +187,7 @@ class RunFolder:
         """Remove the run that was set aside, if any."""
         shutil.rmtree(self.file(REPLACED), ignore_errors=True)
 
-    def take_back(self) -> None:
+    def _take_back(self) -> None:
         """Remove a new run that came to nothing, and put back the one that was set aside, if any."""
         with suppress(OSError):
             for name in FILES:
@@ -171,7 +203,7 @@ class RunFolder:
         history = self.path / "history.jsonl"
         return any(Checkpoints(self.path).steps()) or (history.exists() and history.stat().st_size > 0)
 
-    def remove_if_unused(self) -> None:
+    def _remove_if_unused(self) -> None:
         """Remove the folder again if it was made for a run that came to nothing."""
         with suppress(OSError):
             if self.made and not (self.path / "config.yaml").exists():
@@ -184,15 +216,43 @@ class RunFolder:
         """Path of a file inside.
 
         Raises:
-            DataError: it is a link that leads out of the folder.
+            DataError: it is a link that leads out of the folder, or something else than a file or folder.
         """
         path = self.path / name
-        if not path.resolve().is_relative_to(self.path.resolve()):
-            raise DataError(f"{path} leads out of the run's folder, to {path.resolve()}; put the file itself there")
+        try:
+            found, special = path.resolve(), path.exists() and not path.is_file() and not path.is_dir()
+        except (OSError, RuntimeError) as error:  # links in a circle, a closed folder
+            raise DataError(f"{path} cannot be read ({one_line(error)}); put the file of the run back") from error
+        if not found.is_relative_to(self.path.resolve()):
+            raise DataError(f"{path} leads out of the run's folder, to {found}; put the file itself there")
+        if special:
+            raise DataError(f"{path} is no regular file; put the file of the run back")
         return path
 
+    def require_inside(self) -> None:
+        """Refuse a folder that has a link in it through which something outside would be read or written.
+
+        Raises:
+            DataError: there is one.
+        """
+        for name in (*FILES, LOCK, "checkpoints"):
+            self.file(name)
+        if (states := self.path / "checkpoints").is_dir():
+            for path in states.iterdir():
+                # What is left of an unfinished file is removed before one is written in its place.
+                if not path.name.endswith(ASIDE):
+                    self.file(f"checkpoints/{path.name}")
+
     def _missing(self, name: str) -> DataError:
+        if self.path.exists() and not self.path.is_dir():
+            return DataError(f"{self} is a file, expected the folder of a run; train one with vaentropy train")
         return DataError(f"{self} is no finished run: it has no {name}; train one with vaentropy train")
+
+    def _present(self, name: str) -> Path:
+        path = self.file(name)
+        if self.path.exists() and not self.path.is_dir():
+            raise self._missing(name)
+        return path
 
     def text(self, name: str) -> str:
         """Text of a file.
@@ -201,7 +261,7 @@ class RunFolder:
             DataError: there is none, or it cannot be read.
         """
         try:
-            return read_text(self.file(name))
+            return read_text(self._present(name))
         except FileNotFoundError:
             raise self._missing(name) from None
 
@@ -212,7 +272,7 @@ class RunFolder:
             DataError: there is none, or it cannot be read.
         """
         try:
-            return read_tensors(self.file(name))
+            return read_tensors(self._present(name))
         except FileNotFoundError:
             raise self._missing(name) from None
 
@@ -228,7 +288,7 @@ class RunFolder:
         if self.file("manifest.json").exists():
             self.manifest()
         try:
-            return RunConfig.from_dict(read_yaml(path), str(path))
+            return RunConfig.from_dict(read_yaml(self._present(path.name)), str(path))
         except FileNotFoundError:
             raise self._missing(path.name) from None
 
@@ -238,19 +298,25 @@ class RunFolder:
         Raises:
             DataError: there is none, it cannot be read, or a newer vaentropy made it.
         """
-        path, text = self.path / "manifest.json", self.text("manifest.json")
+        text = self.text("manifest.json")
         try:
             manifest = json.loads(text)
             version = manifest["schema_version"]
             if not isinstance(manifest, dict) or isinstance(version, bool) or not isinstance(version, int):
                 raise ValueError("no schema_version")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"{path} is not the manifest of a run ({error!r}); put the file of the run back") from error
+            raise self._no_manifest(one_line(error)) from error
         if version > SCHEMA_VERSION:
             raise DataError(
                 f"{self} was made by a newer vaentropy (schema {version}, this one reads up to {SCHEMA_VERSION}); "
                 "update it with: pip install --upgrade vaentropy"
             )
+        data = manifest.get("data")
+        if not isinstance(data, dict):
+            raise self._no_manifest("it says nothing of data")
+        for name in ("num_train", "num_held_out"):
+            if isinstance(data.get(name), bool) or not isinstance(data.get(name), int):
+                raise self._no_manifest(f"{name} is {shown(data.get(name))}, expected a whole number")
         return manifest
 
     def is_locked(self) -> bool:
@@ -261,22 +327,32 @@ class RunFolder:
         except UsageError:
             return True
 
-    def require_same_data(self, fingerprints: Mapping[str, str]) -> None:
+    def require_same_data(self, fingerprints: Mapping[str, str], scaling: Scaling) -> None:
         """Refuse data that are not those a run was trained on.
 
         Args:
             fingerprints: of the data as they are now, by the manifest's names.
+            scaling: of the data as they are now.
 
         Raises:
-            DataError: one is another, or the manifest has none.
+            DataError: they are others, or the manifest does not say.
         """
-        stored = self.manifest().get("data")
-        for name, value in fingerprints.items():
-            if not isinstance(stored, dict) or stored.get(name) != value:
-                raise DataError(
-                    f"the data have changed since {self} was trained on them; put them back, or name data to evaluate "
-                    "with --data"
-                )
+        stored, before = self.manifest()["data"], self.scaling()
+        # The values that the model sees do not tell of data that were shifted, and then scaled to the same mean.
+        same = before.shift.shape == scaling.shift.shape and all(
+            bool(((a - b).abs() <= SCALING_TOLERANCE * before.scale).all())
+            for a, b in ((before.shift, scaling.shift), (before.scale, scaling.scale))
+        )
+        if not same or any(stored.get(name) != value for name, value in fingerprints.items()):
+            raise DataError(
+                f"the data have changed since {self} was trained on them; put them back, or name data to evaluate with "
+                "--data"
+            )
+
+    def _no_manifest(self, reason: str) -> DataError:
+        return DataError(
+            f"{self.path / 'manifest.json'} is not the manifest of a run ({reason}); put the file of the run back"
+        )
 
     def data_shape(self) -> tuple[int, ...]:
         """Shape of a data point of the run.
@@ -284,31 +360,35 @@ class RunFolder:
         Raises:
             DataError: the manifest does not say.
         """
-        manifest = self.manifest()
         try:
-            shape = tuple(manifest["data"]["data_shape"])
-            if not shape or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
-                raise ValueError(shape)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{self.path / 'manifest.json'} is not the manifest of a run: no data_shape in it"
-            ) from error
-        return shape
+            return require_counts("data_shape", self.manifest()["data"].get("data_shape"))
+        except UsageError as error:
+            raise self._no_manifest(str(error)) from error
 
     def scaling(self) -> Scaling:
         """Scaling of the run's data; the trivial one where there is no file of it.
 
         Raises:
-            DataError: the file is damaged.
+            DataError: the file is damaged, or holds no scaling of such data.
         """
         path = self.file("scaling.safetensors")
         if not path.exists():
             return Scaling.by(1.0)
         tensors, numbers = self.tensors(path.name)
         try:
-            return Scaling(tensors["shift"], tensors["scale"], bool(numbers["dequantised"]))
+            shift, scale, dequantised = tensors["shift"], tensors["scale"], bool(numbers["dequantised"])
         except KeyError as error:
             raise DataError(f"{path} is no scaling: it has no {error}; put the file of the run back") from error
+        allowed = (), self.data_shape()
+        if shift.shape != scale.shape or tuple(scale.shape) not in allowed:
+            given = f"shapes {tuple(shift.shape)} and {tuple(scale.shape)}"
+            raise DataError(f"{path} has {given}, expected {allowed[1]}; put the file of the run back")
+        if not all(x.is_floating_point() and bool(x.isfinite().all()) for x in (shift, scale)) or bool(
+            (scale <= 0).any()
+        ):
+            how = "expected finite numbers and positive scales; put the file of the run back"
+            raise DataError(f"{path} holds numbers that scale nothing, {how}")
+        return Scaling(shift.double(), scale.double(), dequantised)
 
     # Writing.
 

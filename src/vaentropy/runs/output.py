@@ -11,8 +11,9 @@ from typing import IO, Any
 import numpy as np
 
 from vaentropy._typing import Tensor
+from vaentropy.checks import require_path
 from vaentropy.errors import MissingExtraError, UsageError
-from vaentropy.files import ASIDE
+from vaentropy.files import ASIDE, named
 
 __all__ = ["Output"]
 
@@ -36,7 +37,7 @@ class Output:
     def __init__(
         self, out: str | Path | None, shape: tuple[int, ...], columns: Sequence[str] | None, *, overwrite: bool = False
     ):
-        self.path, self.shape = None if out is None else Path(out), shape
+        self.path, self.shape = None if out is None else require_path("out", out), shape
         self.columns = list(columns or (f"x_{number}" for number in range(math.prod(shape))))
         if self.path is None:
             return
@@ -44,8 +45,15 @@ class Output:
             raise UsageError(f"{out} given to write to, expected a path ending in {', '.join(ENDINGS)}")
         if self.path.is_dir() or (self.path.exists() and not overwrite):
             raise UsageError(f"{out} exists; name another file with --out, or replace it with --overwrite")
+        if self._aside.is_symlink() or self._aside.exists():
+            raise UsageError(f"{self._aside} exists, which an interrupted command may have left; remove it")
         if not self.path.parent.is_dir():
             raise UsageError(f"{out} given to write to, but there is no folder {self.path.parent}; make it first")
+
+    @property
+    def _aside(self) -> Path:
+        assert self.path is not None
+        return self.path.with_name(self.path.name + ASIDE)
 
     @contextmanager
     def opened(self, num_rows: int) -> Iterator[Write]:
@@ -53,15 +61,21 @@ class Output:
         if self.path is None:
             yield self._to_csv(sys.stdout)
             return
-        aside = self.path.with_name(self.path.name + ASIDE)
         kind = {".npy": self._npy, ".csv": self._csv, ".parquet": self._parquet}[self.path.suffix]
         try:
-            with kind(aside, num_rows) as write:
+            # Made here: where another file has come to lie since, this fails.
+            self._aside.open("xb").close()
+        except OSError as error:
+            raise named(error, self.path) from error
+        try:
+            with kind(self._aside, num_rows) as write:
                 yield write
-            aside.replace(self.path)
-        except BaseException:
+            self._aside.replace(self.path)
+        except BaseException as error:
             with suppress(OSError):
-                aside.unlink()
+                self._aside.unlink()
+            if isinstance(error, OSError):
+                raise named(error, self.path) from error
             raise
 
     @contextmanager
@@ -106,6 +120,10 @@ class Output:
 
         try:
             yield write
-        finally:
+        except BaseException:
             for writer in writers:
-                writer.close()
+                with suppress(OSError):  # of a disk that is full; the first error says so
+                    writer.close()
+            raise
+        for writer in writers:
+            writer.close()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 import vaentropy
+from vaentropy.checks import require_instance, require_path
 from vaentropy.config import RunConfig
 from vaentropy.data import Dataset
 from vaentropy.errors import TrainingError, UsageError
@@ -71,27 +72,16 @@ def train(
             history up to there.
         Interrupted: by Ctrl-C or SIGTERM, after a checkpoint; `resume` goes on from it.
     """
+    require_instance("config", config, RunConfig, "a RunConfig")
+    if out is not None:
+        require_path("out", out)
     config = with_absolute_paths(config)
     prepared = _prepare(config)
     folder = RunFolder.new(out, f"{Path(config.data).stem}-{config.model}", overwrite=overwrite)
-    try:
-        with folder.locked():
-            # Once more: a run may have ended here in between.
-            folder.require_free(overwrite=overwrite)
-            folder.set_aside()
-            try:
-                # First of all: with it the folder is a run, from which training can be resumed.
-                folder.write_config(config)
-                run = _train(folder, config, prepared, resume=False, progress=progress)
-            except BaseException:
-                if not folder.has_begun():
-                    folder.take_back()
-                raise
-            finally:
-                folder.drop_set_aside()
-            return run
-    finally:
-        folder.remove_if_unused()
+    with folder.filled(overwrite=overwrite):
+        # First of all: with it the folder is a run, from which training can be resumed.
+        folder.write_config(config)
+        return _train(folder, config, prepared, resume=False, progress=progress)
 
 
 def resume(run: str | Path, *, data_folder: str | None = None, progress: bool | None = None) -> Run:
@@ -110,12 +100,14 @@ def resume(run: str | Path, *, data_folder: str | None = None, progress: bool | 
     """
     folder = RunFolder(run)
     config = folder.config()
+    # Nothing is written through a link that leads out of the folder.
+    folder.require_inside()
     with folder.locked():
         if folder.file("model.safetensors").exists() and not Checkpoints(folder.path).steps():
             raise UsageError(f"{folder} is finished and has no checkpoints, so that there is nothing to resume")
         prepared = _prepare(config, data_folder)
         if folder.file("manifest.json").exists():
-            folder.require_same_data(prepared.fingerprints)
+            folder.require_same_data(prepared.fingerprints, prepared.data.scaling)
         folder.drop_set_aside()
         return _train(folder, config, prepared, resume=True, progress=progress)
 
@@ -137,11 +129,12 @@ def _prepare(config: RunConfig, data_folder: str | None = None) -> _Prepared:
 def _train(folder: RunFolder, config: RunConfig, prepared: _Prepared, *, resume: bool, progress: bool | None) -> Run:
     start = time.perf_counter()
     data, _, model = prepared
-    for name in ("history.jsonl", "checkpoints", "model.safetensors"):
-        # Nothing is written through a link that leads out of the folder.
-        folder.file(name)
-    folder.write_scaling(data.scaling)
-    folder.write_json("manifest.json", _manifest(prepared, "running"))
+    # A run that cannot be resumed stays as it is.
+    begun = resume and folder.file("manifest.json").exists()
+    if not begun or not folder.file("scaling.safetensors").exists():
+        folder.write_scaling(data.scaling)
+    if not begun:
+        folder.write_json("manifest.json", _manifest(prepared, "running"))
     try:
         with num_threads(config, model):
             history = fit(

@@ -1,6 +1,5 @@
 """What a finished run is good for: load, evaluate, calibrate, encode, reconstruct, sample, tell about it."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,8 +8,10 @@ import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.calibration import optimal_factors, require_usable
+from vaentropy.checks import require_count, require_instance, require_path, require_seed
 from vaentropy.config import RunConfig
 from vaentropy.data import Source
+from vaentropy.data.reading import one_line
 from vaentropy.data.scaling import Scaling
 from vaentropy.errors import DataError, UsageError
 from vaentropy.evaluation import evaluate
@@ -31,6 +32,8 @@ from vaentropy.runs.build import (
 from vaentropy.runs.folder import RunFolder
 from vaentropy.runs.output import Output
 from vaentropy.training import Checkpoints
+from vaentropy.training.checkpoint import parse_row
+from vaentropy.training.history import Row
 from vaentropy.vae import VAE
 
 __all__ = ["calibrate_run", "describe_run", "encode_run", "evaluate_run", "load", "reconstruct_run", "sample_run"]
@@ -52,7 +55,9 @@ def load(run: str | Path, *, device: str | torch.device = "cpu", model: VAE | No
         DataError: the folder is no finished run, has no best checkpoint, or its weights do not fit the model.
     """
     folder = RunFolder(run)
-    if model is None:
+    if model is not None:
+        require_instance("model", model, VAE, "a VAE")
+    else:
         model = build_model(folder.config(), folder.data_shape())
     if best:
         path = Checkpoints(folder.path).best_path()
@@ -66,7 +71,11 @@ def load(run: str | Path, *, device: str | torch.device = "cpu", model: VAE | No
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise DataError(f"{folder}/model.safetensors cannot be loaded: {' '.join(str(error).split())}") from error
+        how = "put the file of the run back"
+        raise DataError(f"{folder}/model.safetensors cannot be loaded: {one_line(error)}; {how}") from error
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        how = "put the file of the run back, or train anew"
+        raise DataError(f"{folder}/model.safetensors holds numbers that are not finite, expected weights; {how}")
     return model.to(torch_device(str(device))).eval()
 
 
@@ -97,10 +106,11 @@ def evaluate_run(
         VaentropyError: the run or the data cannot be used.
     """
     folder = RunFolder(run)
+    require_instance("expectation", expectation, Expectation, "an Expectation such as MonteCarlo(16)")
     config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
     if data is None:
         own = load_own(config, folder=data_folder)
-        folder.require_same_data(fingerprints(own))
+        folder.require_same_data(fingerprints(own), own.scaling)
         parts = {"train": own.train, "held_out": own.held_out}
     else:
         parts = {"data": load_other(config, data, scaling, folder=data_folder).train}
@@ -140,13 +150,14 @@ def calibrate_run(
         VaentropyError: the run or its data cannot be used, or σ² is fixed (VAE-0).
     """
     folder = RunFolder(run)
+    require_instance("expectation", expectation, Expectation, "an Expectation such as MonteCarlo(16)")
     if out is not None:
-        if Path(out).resolve() == folder.path.resolve():
+        if require_path("out", out).resolve() == folder.path.resolve():
             raise UsageError(f"{out} given as the folder of the copy, expected another one than that of the run itself")
         RunFolder(out).require_free(overwrite=overwrite)
     config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
     own = load_own(config, folder=data_folder)
-    folder.require_same_data(fingerprints(own))
+    folder.require_same_data(fingerprints(own), own.scaling)
     options: dict[str, Any] = {"missing": config.missing, "log_jacobian": scaling.log_jacobian}
     with num_threads(config, model):
         before = evaluate(model, own.train, expectation=expectation, **options)
@@ -158,15 +169,12 @@ def calibrate_run(
     with num_threads(config, model):
         after = evaluate(model, own.train, expectation=expectation.with_seed(_next_seed(expectation)), **options)
     copy = RunFolder.new(out, f"{folder.path.resolve().name}-calibrated", overwrite=overwrite)
-    with copy.locked():
-        copy.require_free(overwrite=overwrite)
-        copy.set_aside()
+    with copy.filled(overwrite=overwrite):
         copy.write_config(config)
         copy.write_scaling(scaling)
         copy.write_json("manifest.json", {**folder.manifest(), "status": "finished", "calibrated_from": str(folder)})
         copy.write_json("evaluation.json", {"train": after.to_dict()})
         write_tensors(copy.file("model.safetensors"), model.state_dict())
-        copy.drop_set_aside()
     return copy.path, before, after
 
 
@@ -269,8 +277,8 @@ def sample_run(
     Raises:
         VaentropyError: the run or the file cannot be used, or the number is below 1.
     """
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise UsageError(f"num_samples={num_samples!r} given, expected a whole number of at least 1")
+    require_count("num_samples", num_samples)
+    require_seed(seed)
     model, scaling = load(run, device=device), RunFolder(run).scaling()
     output = Output(out, model.data_shape, None, overwrite=overwrite)
     with output.opened(num_samples) as write:
@@ -289,8 +297,8 @@ def describe_run(run: str | Path) -> dict[str, Any]:
     manifest = folder.manifest() if folder.file("manifest.json").exists() else {"status": "not started"}
     rows = _history(folder)
     status = manifest.get("status", "finished")
-    if status == "running" and not folder.is_locked():
-        status = "interrupted"
+    if status in ("running", "interrupted"):
+        status = "running" if folder.is_locked() else "interrupted"
     return {
         "run": str(folder),
         "status": status,
@@ -302,18 +310,19 @@ def describe_run(run: str | Path) -> dict[str, Any]:
     }
 
 
-def _history(folder: RunFolder) -> list[dict[str, Any]]:
+def _history(folder: RunFolder) -> list[Row]:
     path = folder.file("history.jsonl")
     if not path.exists():
         return []
-    rows = []
-    for number, line in enumerate(lines := folder.text(path.name).splitlines()):
+    rows, text = [], folder.text(path.name)
+    for number, line in enumerate(lines := text.splitlines()):
         try:
-            rows.append(json.loads(line))
+            rows.append(parse_row(line))
         except ValueError as error:
             # The last line may be half written at this moment.
-            if number < len(lines) - 1:
-                raise DataError(f"{path} is damaged in line {number + 1}; put the file of the run back") from error
+            if number < len(lines) - 1 or text.endswith("\n"):
+                where = f"{path} is damaged in line {number + 1} ({' '.join(str(error).split())})"
+                raise DataError(f"{where}; put the file of the run back") from error
     return rows
 
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vaentropy.errors import DataError, UsageError
+from vaentropy.checks import require_count, require_path
+from vaentropy.errors import DataError, UsageError, shown
 from vaentropy.files import (
     ASIDE,
     append_line,
@@ -23,7 +24,7 @@ from vaentropy.files import (
 from vaentropy.training.history import Row
 from vaentropy.training.state import Snapshot
 
-__all__ = ["Checkpoints"]
+__all__ = ["Checkpoints", "parse_row"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ SECONDS_BETWEEN = 30.0
 STEP, BEST = "step", "best"
 NAME = re.compile(rf"({STEP}|{BEST})-(\d{{9,}})\.safetensors")
 HISTORY = "history.jsonl"
+ALWAYS = ("epoch", "step", "running_elbo", "running_entropy_sum", "seconds")  # what every row of it has
 # In a checkpoint made within an epoch: the state at its beginning, to which a rollback would return.
 START = "epoch_start."
 
@@ -54,9 +56,9 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, *, every: int | None = None, keep: int = 2):
         for name, count in (("every", every), ("keep", keep)):
-            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-                raise UsageError(f"{name}={count!r} given, expected a whole number of at least 1")
-        self.folder, self.every, self.keep = Path(folder), every, keep
+            if count is not None:
+                require_count(name, count)
+        self.folder, self.every, self.keep = require_path("folder", folder), every, keep
         self._last_time = time.monotonic()
 
     @property
@@ -105,7 +107,10 @@ class Checkpoints:
             raise UsageError(
                 f"{self.folder} holds a {HISTORY} that no checkpoint goes with; name another folder, or move it away"
             )
-        self._states.mkdir(parents=True, exist_ok=True)
+        try:
+            self._states.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UsageError(f"{self.folder} cannot be made: {error.strerror}; name another folder") from error
         self._remove_unfinished()
 
     def append(self, row: Row) -> None:
@@ -154,14 +159,19 @@ class Checkpoints:
         Raises:
             DataError: there are checkpoints, and none of them can be read.
         """
-        steps = self.steps()
-        for step in steps:
+        damaged: list[DataError] = []
+        for step in self.steps():
             try:
-                return _parts(*read_tensors(self.path(step)), self.path(step))
+                found = _parts(*read_tensors(self.path(step)), self.path(step))
             except DataError as error:
-                logger.warning("%s", error)
-        if steps:
-            raise DataError(f"none of the checkpoints in {self._states} can be read; start anew in another folder")
+                damaged.append(error)
+                continue
+            for error in damaged:
+                logger.warning("%s; going on from step %d", error, step)
+            return found
+        if damaged:
+            what = f"none of the checkpoints in {self._states} can be read"
+            raise DataError(f"{what}: {damaged[0]}; or start anew in another folder") from damaged[0]
         return None
 
     def best(self, step: int) -> Snapshot | None:
@@ -185,10 +195,13 @@ class Checkpoints:
             lines = read_text(self._history).splitlines()
         except FileNotFoundError:
             lines = []
-        try:
-            rows = [_row(line) for line in lines[:count]]
-        except ValueError as error:
-            raise DataError(f"{self._history} is damaged: {' '.join(str(error).split())}") from error
+        rows = []
+        for number, line in enumerate(lines[:count], 1):
+            try:
+                rows.append(parse_row(line))
+            except ValueError as error:
+                where = f"{self._history} is damaged in line {number} ({' '.join(str(error).split())})"
+                raise DataError(f"{where}; put the whole file back, or start anew in another folder") from error
         if len(rows) < count:
             raise DataError(
                 f"{self._history} holds {len(rows)} rows, expected at least {count} as the checkpoint says; put the "
@@ -207,8 +220,8 @@ class Checkpoints:
 def _parts(
     tensors: dict[str, Any], numbers: dict[str, Any], path: Path
 ) -> tuple[Snapshot, Snapshot, Mapping[str, Any]]:
-    if "settings" not in numbers:
-        raise DataError(f"{path} is no checkpoint: it says nothing of settings")
+    if not isinstance(numbers.get("settings"), dict) or not isinstance(numbers.get("epoch_start", {}), dict):
+        raise DataError(f"{path} is no checkpoint: it says nothing of settings; get a whole copy")
     now = Snapshot({name: t for name, t in tensors.items() if not name.startswith(START)}, numbers)
     if "epoch_start" not in numbers:
         return now, now, numbers["settings"]
@@ -216,8 +229,20 @@ def _parts(
     return now, Snapshot(start, numbers["epoch_start"]), numbers["settings"]
 
 
-def _row(line: str) -> Row:
-    values = json.loads(line)
+def parse_row(line: str) -> Row:
+    """A row of the history.
+
+    Raises:
+        ValueError: the line holds something else.
+    """
+    try:
+        values = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("brackets within brackets") from error
     if not isinstance(values, dict):
-        raise ValueError(f"a line holds {type(values).__name__}, expected numbers with names")
-    return {name: math.nan if value is None else value for name, value in values.items()}
+        raise ValueError(f"it holds {type(values).__name__}, expected numbers with names")
+    row = {name: math.nan if value is None else value for name, value in values.items()}
+    for name in dict.fromkeys([*ALWAYS, *row]):
+        if isinstance(row.get(name), bool) or not isinstance(row.get(name), int | float):
+            raise ValueError(f"{name} is {shown(row.get(name))}, expected a number")
+    return row

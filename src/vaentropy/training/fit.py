@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from vaentropy._typing import Tensor
+from vaentropy.checks import require_function, require_instance, require_path
 from vaentropy.data.given import Data
 from vaentropy.errors import UsageError
+from vaentropy.evaluation import check_log_jacobian
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import placement
 from vaentropy.modes import in_mode
@@ -110,6 +112,12 @@ def fit(
         TrainingError: the loss is no longer a finite number, or has exploded, after all rollbacks.
         Interrupted: by a signal, after a checkpoint (only with `checkpoints`; without, KeyboardInterrupt as usual).
     """
+    require_instance("model", model, VAE, "a VAE, as vae1(...) makes it")
+    require_function("on_epoch", on_epoch)
+    if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
+        checkpoints = Checkpoints(require_path("checkpoints", checkpoints))
+    # Here, not after all the training.
+    log_jacobian = check_log_jacobian(log_jacobian, model.data_shape)
     settings = Settings(
         epochs=epochs,
         batch_size=batch_size,
@@ -134,8 +142,6 @@ def fit(
         raise UsageError(f"patience={patience} given without held-out data, expected some to judge by; pass held_out=")
     if resume and checkpoints is None:
         raise UsageError("resume=True given without checkpoints, expected their folder; pass checkpoints=...")
-    if isinstance(checkpoints, str | Path):
-        checkpoints = Checkpoints(checkpoints)
 
     mode = nullcontext() if model.training else in_mode(model, "train", keep_buffers=False)
     frozen = _frozen(model.variance_parameters()) if variances == "analytic" else nullcontext()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 
+from vaentropy.checks import require_number
 from vaentropy.errors import UsageError
 
 __all__ = ["LEARNING_RATES", "Beta", "as_schedule", "constant", "cyclical", "one_cycle", "warmup"]
@@ -36,10 +37,10 @@ def as_schedule(beta: Beta) -> Callable[[float], float]:
     """
     if callable(beta):
         return beta
-    number = isinstance(beta, int | float) and not isinstance(beta, bool)
-    value = float(beta) if number else math.nan
-    if not 0 <= value < math.inf:
-        raise UsageError(f"beta={beta!r} given, expected a number of at least 0, or a function such as warmup(0.25)")
+    try:
+        value = require_number("beta", beta, positive=False)
+    except UsageError as error:
+        raise UsageError(f"{error}, or a function such as warmup(0.25)") from None
     return lambda done: value
 
 

@@ -1,11 +1,11 @@
 """`Settings`: what `fit` is asked to do, checked before any work is done."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from vaentropy.errors import UsageError
+from vaentropy.checks import require_count, require_instance, require_number, require_seed
+from vaentropy.errors import UsageError, shown
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.training.schedules import LEARNING_RATES, Beta, as_schedule
 
@@ -45,19 +45,22 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "evaluate_every", "patience"):
-            _check_count(name, getattr(self, name), least=1)
-        _check_count("max_rollbacks", self.max_rollbacks, least=0)
+            if getattr(self, name) is not None or name in ("epochs", "batch_size"):
+                require_count(name, getattr(self, name))
+        require_count("max_rollbacks", self.max_rollbacks, least=0)
         for name in ("learning_rate", "variance_learning_rate", "clip_norm", "plateau"):
-            value = getattr(self, name)
-            if value is not None and not (_is_number(value) and 0 < value < math.inf):
-                raise UsageError(f"{name}={value!r} given, expected a positive number")
-        if not (_is_number(self.variance_momentum) and 0 <= self.variance_momentum < 1):
+            if getattr(self, name) is not None or name == "learning_rate":
+                require_number(name, getattr(self, name))
+        if require_number("variance_momentum", self.variance_momentum, positive=False) >= 1:
             given = f"variance_momentum={self.variance_momentum}"
             raise UsageError(f"{given} given, expected a number of at least 0 and below 1")
+        for name in ("expectation", "evaluation_expectation"):
+            require_instance(name, getattr(self, name), Expectation, "an Expectation such as MonteCarlo(16)")
+        require_seed(self.seed)
         choices = {"schedule": tuple(LEARNING_RATES), "variances": get_args(Variances), "missing": ("error", "ignore")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise UsageError(f"{name}={getattr(self, name)!r} given, expected one of {', '.join(allowed)}")
+                raise UsageError(f"{name}={shown(getattr(self, name))} given, expected one of {', '.join(allowed)}")
         as_schedule(self.beta)
 
     @property
@@ -89,12 +92,3 @@ def require_same(now: Mapping[str, str], stored: Mapping[str, Any]) -> None:
                 f"{name}={value} given, but training began with {name}={stored[name]}; go on with the same, or start "
                 "anew in another folder"
             )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_count(name: str, count: Any, *, least: int) -> None:
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < least):
-        raise UsageError(f"{name}={count!r} given, expected a whole number of at least {least}")

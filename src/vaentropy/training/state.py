@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 import torch
 
 from vaentropy._typing import Tensor
-from vaentropy.errors import DataError
+from vaentropy.errors import DataError, shown
 from vaentropy.training.step import RunningSums
 from vaentropy.vae import VAE
 
 __all__ = ["Progress", "Snapshot", "TrainingState"]
+
+
+ADAM = ("step", "exp_avg", "exp_avg_sq")  # what it keeps for each parameter
 
 
 class Snapshot(NamedTuple):
@@ -102,17 +105,19 @@ class TrainingState:
         """
         tensors, numbers = snapshot
         try:
+            values = {name: _checked(name, numbers[name]) for name in vars(Progress())}
+            num_points = _checked("step", numbers["num_points"])
+            total = tensors.get("sums")
+            if total is not None and (total.shape != (len(RunningSums.NAMES),) or not total.is_floating_point()):
+                raise ValueError(f"sums of shape {tuple(total.shape)}")
             self.model.load_state_dict(_below("model.", tensors))
             self._restore_optimizer(tensors)
             self._restore_generators(tensors)
-            values = {name: numbers[name] for name in vars(Progress())}
-            num_points = numbers["num_points"]
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
+            reason = " ".join(f"no {error}".split() if isinstance(error, KeyError) else str(error).split())
             raise DataError(
                 f"{where} does not fit this model ({reason}); go on with the model it was made of"
             ) from error
-        total = tensors.get("sums")
         device = next(self.model.parameters()).device
         self.sums = RunningSums(None if total is None else total.to(device, copy=True), num_points)
         self.progress = Progress(**values)
@@ -125,12 +130,17 @@ class TrainingState:
     def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         states: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _below("optimizer.", tensors).items():
-            index, key = name.split(".", 1)
+            index, _, key = name.partition(".")
+            if not index.isdecimal() or key not in ADAM:
+                raise ValueError(f"optimiser state {name}")
             states.setdefault(int(index), {})[key] = tensor.clone()
         groups = self.optimizer.state_dict()["param_groups"]
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for index, values in states.items():
-            if index >= len(parameters) or any(v.ndim and v.shape != parameters[index].shape for v in values.values()):
+            expected = (
+                {} if index >= len(parameters) else {"step": (), **dict.fromkeys(ADAM[1:], parameters[index].shape)}
+            )
+            if {key: tuple(value.shape) for key, value in values.items()} != expected:
                 raise ValueError(f"optimiser state {index} is of other parameters")
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
 
@@ -156,6 +166,26 @@ def _copy(tensor: Tensor, over: Tensor | None) -> Tensor:
     if over is not None and over.shape == tensor.shape and over.dtype == tensor.dtype:
         return over.copy_(tensor)
     return tensor.to("cpu", copy=True).contiguous()
+
+
+# Types of the numbers that are None at the beginning.
+KINDS = {"stopped": str, "first_elbo": float, "best_elbo": float, "restored_epoch": int}
+
+
+def _checked(name: str, value: Any) -> Any:
+    """A number of the progress, of its type.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    default = vars(Progress())[name]
+    if value is None and default is None:
+        return None
+    kind = KINDS.get(name, type(default))
+    fits = isinstance(value, int | float if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    if not fits or (kind is int and value < 0):  # type: ignore[operator]
+        raise ValueError(f"{name} is {shown(value)}")
+    return value
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,304 @@
+"""Wrong arguments from Python: types and values, for every public function."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+import vaentropy as ve
+
+from .case import Case, calling, numbers, text
+from .run_cases import run
+
+__all__ = ["PYTHON"]
+
+X = torch.from_numpy(numbers()).float()
+OTHER: Any = "other"  # of a wrong type, as users without a type checker pass it
+NONE: Any = None
+
+
+def model() -> Any:
+    torch.manual_seed(0)
+    return ve.vae1(3, 2, (4,))
+
+
+def fitting(name: str, *says: str, data: Any = X, make: Any = None, **options: Any) -> Case:
+    """`fit` of a model with three features, on twenty points unless told otherwise."""
+    options = {"epochs": 1, "progress": False, **options}
+    return calling(f"fit-{name}", lambda: ve.fit(model(), data, **options), *says, make=make)
+
+
+def evaluating(name: str, *says: str, data: Any = X, **options: Any) -> Case:
+    return calling(f"evaluate-{name}", lambda: ve.evaluate(model(), data, **options), *says)
+
+
+def loading(name: str, given: Any, *says: str, make: Any = None, **options: Any) -> Case:
+    return calling(f"data-{name}", lambda: ve.data.load(given, **options), *says, make=make)
+
+
+def frame(**columns: Any) -> Any:
+    import pandas as pd
+
+    return pd.DataFrame(columns)
+
+
+def with_nan() -> torch.Tensor:
+    x = X.clone()
+    x[4, 2] = torch.nan
+    return x
+
+
+def linear() -> Any:
+    return ve.LinearVAE(3, 1)
+
+
+MODELS = [
+    calling("vae-shape-0", lambda: ve.vae1(0, 2), "data_shape", "from 1"),
+    calling("vae-shape-negative", lambda: ve.vae1(-3, 2), "data_shape", "from 1"),
+    calling("vae-shape-text", lambda: ve.vae1(OTHER, 2), "data_shape", "other"),
+    calling("vae-shape-none", lambda: ve.vae1(NONE, 2), "data_shape", "None"),
+    calling("vae-shape-fraction", lambda: ve.vae1(3.0, 2), "data_shape", "3.0"),  # type: ignore[arg-type]
+    calling("vae-shape-bool", lambda: ve.vae1(True, 2), "data_shape", "True"),
+    calling("vae-latent-0", lambda: ve.vae2(3, 0), "latent_dim", "at least 1"),
+    calling("vae-latent-fraction", lambda: ve.vae3(3, 2.0), "latent_dim", "2.0"),  # type: ignore[arg-type]
+    calling("vae-latent-text", lambda: ve.vae0(3, OTHER), "latent_dim", "other"),
+    calling("vae-hidden-number", lambda: ve.vae1(3, 2, 5), "hidden=5"),  # type: ignore[arg-type]
+    calling("vae-hidden-0", lambda: ve.vae1(3, 2, (0,)), "hidden=(0,)"),
+    calling("vae-hidden-text", lambda: ve.vae1(3, 2, "ab"), "hidden"),  # type: ignore[arg-type]
+    calling("vae-hidden-empty", lambda: ve.vae1(3, 2, ()), "hidden=()"),
+    calling("vae0-variance-0", lambda: ve.vae0(3, 2, variance=0), "variance=0", "positive"),
+    calling("vae0-variance-nan", lambda: ve.vae0(3, 2, variance=float("nan")), "variance=nan", "positive"),
+    calling("vae0-variance-array", lambda: ve.vae0(3, 2, variance=np.ones(3)), "variance"),  # type: ignore[arg-type]
+    calling("vae2-columns", lambda: ve.vae2(3, 2, columns=OTHER), "columns='other'", "penalty"),
+    calling("vae-networks", lambda: ve.vae1(3, 2, networks=OTHER), "networks"),
+    calling("vae-encoder", lambda: ve.VAE(OTHER, OTHER, data_shape=3, latent_dim=2), "encoder"),
+    calling(
+        "vae-likelihood",
+        lambda: ve.VAE(*_networks(), data_shape=3, latent_dim=2, likelihood=OTHER),
+        "likelihood",
+        "Gaussian",
+    ),
+    calling("vae-prior", lambda: ve.VAE(*_networks(), data_shape=3, latent_dim=2, prior=OTHER), "prior", "Normal"),
+    calling("gaussian-variance", lambda: ve.Gaussian(OTHER), "variance='other'", "per_feature"),
+    calling("gaussian-floor-text", lambda: ve.Gaussian(floor=OTHER), "floor='other'"),
+    calling("gaussian-floor-nan", lambda: ve.Gaussian(floor=float("nan")), "floor=nan"),
+    calling("monte-carlo-0", lambda: ve.MonteCarlo(0), "num_samples=0"),
+    calling("monte-carlo-text", lambda: ve.MonteCarlo(OTHER), "num_samples='other'"),
+    calling("monte-carlo-bool", lambda: ve.MonteCarlo(True), "num_samples=True"),
+    calling("monte-carlo-huge", lambda: ve.MonteCarlo(10**30), "num_samples=1000000"),
+    calling("monte-carlo-seed-text", lambda: ve.MonteCarlo(2, OTHER), "seed='other'"),
+    calling("monte-carlo-seed-none", lambda: ve.MonteCarlo(2, NONE), "seed=None"),
+    calling("monte-carlo-seed-negative", lambda: ve.MonteCarlo(2, -1), "seed=-1"),
+    calling("linear-dim", lambda: ve.LinearVAE(OTHER, 2), "data_dim='other'"),
+    calling("linear-latents", lambda: ve.LinearVAE.optimum(X, OTHER), "latent_dim='other'"),
+    calling("linear-too-many-latents", lambda: ve.LinearVAE.optimum(X, 3), "3 latents", "fewer"),
+    calling("linear-ddof", lambda: ve.LinearVAE.optimum(X, 1, ddof=OTHER), "ddof='other'"),
+    calling("linear-eigenvectors", lambda: ve.LinearVAE.optimum(X, 1, eigenvectors=OTHER), "eigenvectors='other'"),
+    calling("linear-eigenvector-number", lambda: ve.LinearVAE.optimum(X, 1, eigenvectors=5), "eigenvectors=5"),  # type: ignore[arg-type]
+    calling("linear-data", lambda: ve.LinearVAE.optimum(OTHER, 1), "str given as data"),
+    calling("linear-nan", lambda: ve.LinearVAE.optimum(with_nan(), 1), "row 4", "column 2", "nan"),
+    calling("linear-one-row", lambda: ve.LinearVAE.optimum(X[:1], 1), "rank"),
+    calling("from-functions-no-function", lambda: ve.from_functions(OTHER, OTHER), "encode", "'other'"),
+    calling("from-functions-variance", lambda: ve.from_functions(abs, abs, variance=OTHER), "variance='other'"),
+    calling("from-functions-negative", lambda: ve.from_functions(abs, abs, variance=-1.0), "variance=-1.0"),
+    calling("from-functions-prior", lambda: ve.from_functions(abs, abs, prior=OTHER), "prior", "Distribution"),
+    calling("model-encode-shape", lambda: model().encode(torch.zeros(4, 5)), "(4, 5)", "(N, 3)"),
+    calling("model-encode-text", lambda: model().encode(OTHER), "str", "Tensor"),
+    calling("model-decode-shape", lambda: model().decode(torch.zeros(4, 5)), "(4, 5)", "(N, 2)"),
+    calling("model-sample-negative", lambda: model().sample(-1), "num_samples=-1"),
+    calling("model-sample-text", lambda: model().sample(OTHER), "num_samples='other'"),
+    calling("model-sample-seed", lambda: model().sample(2, seed=OTHER), "seed='other'"),
+    calling("model-encode-batch-size", lambda: model().encode(X, batch_size=0), "batch_size=0"),
+]
+
+
+def _networks() -> tuple[Any, Any]:
+    from vaentropy.networks import MLPDecoder, MLPEncoder
+
+    return MLPEncoder(3, (4,)), MLPDecoder((4,))
+
+
+FITS = [
+    calling("fit-model-text", lambda: ve.fit(OTHER, X), "str", "VAE"),
+    calling("fit-model-linear", lambda: ve.fit(linear(), X), "LinearVAE", "VAE"),
+    fitting("data-none", "data", data=None),
+    fitting("data-text", "str given as data", data="x.npy"),
+    fitting("data-number", "()", "(N, 3)", data=5),
+    fitting("data-objects", "object", data=np.array([[1, "a", None]], dtype=object)),
+    fitting("data-ragged", "list given as data", data=[[1.0], [1.0, 2.0]]),
+    fitting("data-complex", "complex", data=X + 1j),
+    fitting("data-sparse", "sparse", data=X.to_sparse()),
+    fitting("data-nan", "row 4", "column 2", "nan", data=with_nan()),
+    fitting("data-1e308", "row 0", "inf in float32", data=np.full((4, 3), 1e308)),
+    fitting("data-no-rows", "(0, 3)", data=X[:0]),
+    fitting("data-shape", "(20, 2)", "(N, 3)", data=X[:, :2]),
+    fitting("held-out-shape", "held_out", "(20, 2)", held_out=X[:, :2]),
+    fitting("held-out-text", "str", held_out="x.npy"),
+    fitting("epochs-0", "epochs=0", epochs=0),
+    fitting("epochs-text", "epochs='3'", epochs="3"),
+    fitting("epochs-fraction", "epochs=2.0", epochs=2.0),
+    fitting("epochs-bool", "epochs=True", epochs=True),
+    fitting("epochs-none", "epochs=None", epochs=None),
+    fitting("batch-size-none", "batch_size=None", batch_size=None),
+    fitting("batch-size-0", "batch_size=0", batch_size=0),
+    fitting("learning-rate-text", "learning_rate='fast'", learning_rate="fast"),
+    fitting("learning-rate-none", "learning_rate=None", learning_rate=None),
+    fitting("learning-rate-bool", "learning_rate=True", learning_rate=True),
+    fitting("learning-rate-nan", "learning_rate=nan", learning_rate=float("nan")),
+    fitting("momentum-none", "variance_momentum=None", variance_momentum=None),
+    fitting("momentum-1", "variance_momentum=1", variance_momentum=1.0),
+    fitting("beta-text", "beta='other'", beta="other"),
+    fitting("beta-none", "beta=None", beta=None),
+    fitting("clip-norm-text", "clip_norm='other'", clip_norm="other"),
+    fitting("schedule", "schedule='other'", "one_cycle", schedule="other"),
+    fitting("schedule-list", "schedule=['other']", "one_cycle", schedule=["other"]),
+    fitting("expectation", "expectation='other'", "MonteCarlo", expectation="other"),
+    fitting("evaluation-expectation", "evaluation_expectation=16", "MonteCarlo", evaluation_expectation=16),
+    fitting("missing", "missing='drop'", missing="drop"),
+    fitting("log-jacobian", "log_jacobian", log_jacobian="other"),
+    fitting("log-jacobian-shape", "log_jacobian", "(2,)", "(3,)", log_jacobian=torch.zeros(2)),
+    fitting("checkpoints", "checkpoints=5", checkpoints=5),
+    fitting("checkpoints-file", "x.csv", checkpoints="x.csv/a", make=text("", "x.csv")),
+    fitting("resume-of-nothing", "resume=True", "checkpoints", resume=True),
+    fitting("seed-text", "seed='other'", seed="other"),
+    fitting("seed-none", "seed=None", seed=None),
+    fitting("seed-negative", "seed=-1", seed=-1),
+    fitting("seed-huge", "seed=", seed=2**70),
+    fitting("on-epoch", "on_epoch='other'", on_epoch="other"),
+    fitting("patience", "patience=3", "held-out", patience=3),
+]
+
+EVALUATIONS = [
+    calling("evaluate-model", lambda: ve.evaluate(OTHER, X), "str", "from_functions"),
+    calling("evaluate-model-none", lambda: ve.evaluate(NONE, X), "NoneType", "from_functions"),
+    evaluating("data-none", "NoneType", data=None),
+    evaluating("data-number", "int", data=5),
+    evaluating("data-text", "str", data="abc"),
+    evaluating("data-objects", "object", data=np.array([[1, "a", None]], dtype=object)),
+    evaluating("data-shape", "(20, 2)", "(N, 3)", data=X[:, :2]),
+    evaluating("data-empty", "at least one", data=X[:0]),
+    evaluating("data-nan", "row 4", "column 2", data=with_nan()),
+    evaluating("data-complex", "complex", data=X + 1j),
+    evaluating("all-missing", "every value is missing", data=X * torch.nan, missing="ignore"),
+    evaluating("expectation", "expectation='other'", "MonteCarlo", expectation="other"),
+    evaluating("batch-size", "batch_size='other'", batch_size="other"),
+    evaluating("mode", "mode='other'", mode="other"),
+    evaluating("bind", "bind='other'", bind="other"),
+    evaluating("on-batch", "on_batch='other'", on_batch="other"),
+    evaluating("weights-negative", "sample_weight", "at least 0", sample_weight=-torch.ones(20)),
+    evaluating("weights-nan", "sample_weight", sample_weight=torch.full((20,), torch.nan)),
+    evaluating("weights-zero", "sample_weight", sample_weight=torch.zeros(20)),
+    evaluating("weights-few", "sample_weight", "19", sample_weight=torch.ones(19)),
+    evaluating("weights-many", "sample_weight", "21", "20", sample_weight=torch.ones(21)),
+    evaluating("weights-matrix", "sample_weight", "(20, 1)", sample_weight=torch.ones(20, 1)),
+    evaluating("weights-text", "sample_weight", "str", sample_weight="other"),
+    evaluating("weights-texts", "sample_weight", "list", sample_weight=["a"] * 20),
+    evaluating("weights-number", "sample_weight", "()", sample_weight=3.0),
+    evaluating("log-jacobian-nan", "log_jacobian", sample_weight=None, log_jacobian=float("nan")),
+    calling("calibrate-model", lambda: ve.calibrate(OTHER, X), "str", "from_functions"),
+    calling("calibrate-data", lambda: ve.calibrate(model(), X[:, :2]), "(20, 2)", "(N, 3)"),
+    calling("calibrate-weights", lambda: ve.calibrate(model(), X, sample_weight=-torch.ones(20)), "sample_weight"),
+    calling("calibrate-expectation", lambda: ve.calibrate(model(), X, expectation=OTHER), "expectation='other'"),
+    calling("calibrate-bernoulli", lambda: _calibrate_bernoulli(), "nothing to calibrate"),
+    calling("merge-nothing", lambda: ve.Evaluation.merge([]), "at least one"),
+    calling("merge-text", lambda: ve.Evaluation.merge([OTHER]), "str", "Evaluation"),
+]
+
+
+def _calibrate_bernoulli() -> Any:
+    prior = torch.distributions.Independent(torch.distributions.Laplace(torch.zeros(2), torch.ones(2)), 1)
+    encode = model()
+    return ve.calibrate(
+        ve.from_functions(
+            encode.posterior,
+            lambda z: torch.distributions.Independent(torch.distributions.Bernoulli(logits=z @ torch.ones(2, 3)), 1),
+            prior=prior,
+        ),
+        (X > 0).float(),
+    )
+
+
+LOADS = [
+    loading("none", None, "NoneType"),
+    loading("number", 5, "()", "(rows, features, ...)"),
+    loading("nul", "a\0b.npy", "\\x00"),
+    loading("bytes", b"x.npy", "bytes"),
+    loading("complex", X + 1j, "complex"),
+    loading("frame-text", frame(a=[1.0, 2.0], b=["t", "u"]), "'b'", "leave it out"),
+    loading("frame-column", frame(a=[1.0, 2.0]), "'z'", columns="z"),
+    loading("frame-nan", frame(a=[1.0, 2.0, None]), "row 2", "'a'", "nan"),
+    loading("array-empty", np.zeros((0, 2)), "(0, 2)"),
+    loading("held-out-text", X, "held_out", "'other'", held_out="other"),
+    loading("held-out-bool", X, "held_out", "True", held_out=True),
+    loading("held-out-negative", X, "held_out", "-0.1", held_out=-0.1),
+    loading("seed-text", X, "seed='other'", seed="other"),
+    loading("seed-negative", X, "seed=-1", seed=-1),
+    loading("dtype-text", X, "dtype", "'float32'", "torch.float32", dtype="float32"),
+    loading("dtype-int", X, "dtype", "torch.int64", dtype=torch.int64),
+    loading("scale", X, "scale=5", "standard", scale=5),
+    loading("missing", X, "missing='drop'", missing="drop"),
+    loading("image-size-text", "images", "image_size='other'", image_size="other"),
+    loading("columns-number", "x.csv", "columns=5", columns=5, make=text("a,b\n1,2\n3,4\n", "x.csv")),
+    loading("columns-of-numbers", "x.csv", "columns=[1]", columns=[1], make=text("a,b\n1,2\n3,4\n", "x.csv")),
+    loading("exclude-none", "x.csv", "exclude=None", exclude=None, make=text("a,b\n1,2\n3,4\n", "x.csv")),
+    loading("key-number", "x.npz", "key=5", key=5, make=lambda: np.savez("x.npz", a=numbers())),
+    loading("folder-number", "mnist", "folder=5", folder=5),
+    calling("read-idx-none", lambda: ve.data.read_idx(NONE), "path=None"),
+    calling("read-idx-number", lambda: ve.data.read_idx(7), "path=7"),  # type: ignore[arg-type]
+    calling("read-idx-nul", lambda: ve.data.read_idx("a\0"), "\\x00"),
+    calling("split-held-out", lambda: ve.data.split(X, 2.0), "held_out", "2.0"),
+    calling("split-text", lambda: ve.data.split(OTHER), "str"),
+    calling("batches", lambda: ve.data.Batches(X, OTHER), "batch_size='other'"),
+]
+
+
+def checkpoints(*arguments: Any, **options: Any) -> Any:
+    from vaentropy.training import Checkpoints
+
+    return Checkpoints(*arguments, **options)
+
+
+def foreign_settings() -> Any:
+    """Resume under other settings than those that the checkpoint was made under."""
+    return ve.fit(model(), X, epochs=2, checkpoints="run", resume=True, progress=False)
+
+
+RUN_FUNCTIONS = [
+    calling("load-none", lambda: ve.load(NONE), "run=None"),
+    calling("load-number", lambda: ve.load(5), "run=5"),  # type: ignore[arg-type]
+    calling("load-nul", lambda: ve.load("a\0b"), "\\x00"),
+    calling("load-missing", lambda: ve.load("nowhere"), "nowhere", "is no finished run"),
+    calling("load-escapes", lambda: ve.load("no\x1b[31m\nwhere"), "no\\x1b[31m\\nwhere", "is no finished run"),
+    calling("load-device", lambda: ve.load("run", device=OTHER), "device='other'", make=run),
+    calling("load-device-number", lambda: ve.load("run", device=NONE), "device=", make=run),
+    calling("load-model", lambda: ve.load("run", model=OTHER), "model='other'", "VAE", make=run),
+    calling(
+        "load-other-model",
+        lambda: ve.load("run", model=ve.vae1(3, 5, (4,))),
+        "model.safetensors",
+        "size mismatch",
+        make=run,
+    ),
+    calling("checkpoints-every", lambda: checkpoints("a", every=0), "every=0"),
+    calling("checkpoints-keep", lambda: checkpoints("a", keep=OTHER), "keep='other'"),
+    calling("checkpoints-none", lambda: checkpoints(NONE), "folder=None"),
+    calling("checkpoints-file", lambda: checkpoints("x.csv/a").begin(), "x.csv/a", make=text("", "x.csv")),
+    calling("checkpoints-in-use", lambda: checkpoints("run").begin(), "run", "resume=True", make=run),
+    calling("resume-other-settings", foreign_settings, "training began with", make=run),
+    calling("settings-positional", lambda: ve.runs.RunConfig(NONE), "data", "None", "text"),
+    calling("settings-float", lambda: ve.runs.RunConfig(epochs=3.0), "epochs", "3.0"),  # type: ignore[arg-type]
+    calling("settings-list", lambda: ve.runs.RunConfig(hidden=[4]), "hidden", "[4]"),  # type: ignore[arg-type]
+    calling("settings-from-number", lambda: ve.runs.RunConfig.from_dict(OTHER), "'other'", "names"),
+    calling("train-config", lambda: ve.runs.train(OTHER), "config='other'", "RunConfig"),
+    calling("train-out", lambda: ve.runs.train(ve.runs.RunConfig(), out=5), "out=5"),  # type: ignore[arg-type]
+    calling("encode-out", lambda: ve.runs.encode_run("run", 5), "out=5", make=run),  # type: ignore[arg-type]
+    calling("encode-data", lambda: ve.runs.encode_run("run", "z.npy", data=OTHER), "'other'", make=run),
+    calling("sample-text", lambda: ve.runs.sample_run("run", "z.npy", OTHER), "num_samples='other'", make=run),
+    calling("sample-seed-text", lambda: ve.runs.sample_run("run", "z.npy", 3, seed=OTHER), "seed='other'", make=run),
+    calling(
+        "evaluate-run-expectation", lambda: ve.runs.evaluate_run("run", expectation=OTHER), "expectation", make=run
+    ),
+    calling("calibrate-run-expectation", lambda: ve.runs.calibrate_run("run", expectation=OTHER), "expectat", make=run),
+]
+
+PYTHON = [*MODELS, *FITS, *EVALUATIONS, *LOADS, *RUN_FUNCTIONS]

@@ -1,0 +1,11 @@
+"""All cases."""
+
+from .case import Case
+from .data_cases import DATA
+from .option_cases import OPTIONS
+from .python_cases import PYTHON
+from .run_cases import RUNS
+
+__all__ = ["CASES"]
+
+CASES: list[Case] = [*DATA, *OPTIONS, *RUNS, *PYTHON]
