@@ -178,7 +178,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], numbers: Mapping[st
     """
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = to_json(numbers or {})
-    write_bytes(path, save(ready, {"numbers": text, "sha256": _digest(ready, text)}))
+    write_bytes(path, _in_order(save(ready, {"numbers": text, "sha256": _digest(ready, text)})))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with the names of its header sorted: those of the metadata come in a random order."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode("utf-8")
+    header += b" " * (-len(header) % 8)  # so that the tensors are aligned
+    return b"".join((len(header).to_bytes(8, "little"), header, memoryview(content)[end:]))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
