@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+# Two processes, each with whole files of tests, so that what a file shares is made once.
+PARALLEL := -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -30,11 +32,11 @@ demo: $(STAMP) ## train a small model and print its ledger of entropies
 	$(BIN)/vaentropy train
 
 test: $(STAMP) ## run the tests, without the slow ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # pytest's exit status 5 says that no test is marked slow, which is no failure.
 slow: $(STAMP) ## run only the tests marked slow
-	$(BIN)/python -m pytest -m slow || test $$? -eq 5
+	$(BIN)/python -m pytest $(PARALLEL) -m slow || test $$? -eq 5
 
 coverage: $(STAMP) ## run all tests and list the lines that none of them reaches
 	$(BIN)/python -m pytest -m "slow or not slow" --cov --cov-report=term-missing

@@ -1,6 +1,7 @@
 """What all tests share: checked annotations, a fixed number of threads, hypothesis without a clock, the data folder."""
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -17,6 +18,12 @@ if os.environ.get("VAENTROPY_TYPECHECK", "1") != "0":
     jaxtyping.install_import_hook("vaentropy", "beartype.beartype")
 
 NUM_THREADS = 1
+# For the processes that tests start, so that they do not fight for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in a background job; tests of Ctrl-C, and the processes that they start, are about a terminal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: the first call of a torch function takes long. The same examples on every run in CI, so that a failure
 # there belongs to the change; new ones on a developer's machine, so that they find something.

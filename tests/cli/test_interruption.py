@@ -14,13 +14,26 @@ SETTINGS = ["--epochs", "300", "--hidden", "8", "--batch-size", "20"]
 COMMAND = [sys.executable, "-m", "vaentropy"]
 
 
+def train(*arguments):
+    done = subprocess.run([*COMMAND, "train", *arguments, "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """A data file, and a run on it that was not interrupted."""
+    folder = tmp_path_factory.mktemp("left_alone")
+    np.save(folder / "data.npy", np.random.default_rng(0).normal(size=(100, 5)))
+    train(str(folder / "data.npy"), *SETTINGS, "--out", str(folder / "run"))
+    return folder
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_a_run_to_resume(tmp_path, number, status):
-    data, run = tmp_path / "data.npy", tmp_path / "run"
-    np.save(data, np.random.default_rng(0).normal(size=(100, 5)))
+def test_a_signal_leaves_a_run_to_resume(left_alone, tmp_path, number, status):
+    run = tmp_path / "run"
     child = subprocess.Popen(
-        [*COMMAND, "train", str(data), *SETTINGS, "--out", str(run)],
+        [*COMMAND, "train", str(left_alone / "data.npy"), *SETTINGS, "--out", str(run)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -36,10 +49,8 @@ def test_a_signal_leaves_a_run_to_resume(tmp_path, number, status):
     assert out == "" and err.strip().startswith("vaentropy: interrupted after step ")
     assert err.strip().endswith(f"go on with: vaentropy train --resume {run}") and err.strip().count("\n") == 0
     assert json.loads((run / "manifest.json").read_text())["status"] == "interrupted"
-    for arguments in (["--resume", str(run)], [str(data), *SETTINGS, "--out", str(tmp_path / "whole")]):
-        done = subprocess.run([*COMMAND, "train", *arguments, "--json"], capture_output=True, text=True, check=False)
-        assert done.returncode == 0 and done.stderr == "", done.stderr
-    ends = [load_file(folder / "model.safetensors") for folder in (run, tmp_path / "whole")]
+    train("--resume", str(run))
+    ends = [load_file(folder / "model.safetensors") for folder in (run, left_alone / "run")]
     assert all((ends[0][name] == ends[1][name]).all() for name in ends[1])
-    rows = [(folder / "history.jsonl").read_text().count("\n") for folder in (run, tmp_path / "whole")]
+    rows = [(folder / "history.jsonl").read_text().count("\n") for folder in (run, left_alone / "run")]
     assert rows == [300, 300]

@@ -165,7 +165,7 @@ def test_npz(tmp_path):
         save(path, first=x, second=x[:, 0].astype(">i2"), third=np.array([{}]))
         assert torch.cat(list(npz_source(path, "first"))).tolist() == x.tolist()
         assert torch.cat(list(npz_source(path, "second"))).tolist() == x[:, :1].tolist()
-        with pytest.raises(UsageError, match=r"x\.npz: holds first, second, third; name one with key"):
+        with pytest.raises(UsageError, match=r"x\.npz: holds 'first', 'second', 'third'; name one with key"):
             load(path)
         with pytest.raises(UsageError, match="key is 'fourth', expected one of first, second, third"):
             load(path, key="fourth")

@@ -142,7 +142,7 @@ def test_frames_by_column():
         (np.float64(3.0), r"float64 of shape \(\) given"),
         (np.zeros((3, 0)), r"ndarray of shape \(3, 0\) given"),
         (torch.zeros(0, 3), r"Tensor of shape \(0, 3\) given"),
-        (torch.zeros(3, 3, dtype=torch.complex64), "Tensor of torch.complex64 given"),
+        (torch.zeros(3, 3, dtype=torch.complex64), "tensor of torch.complex64"),
         (np.array(["x"]), "ndarray given as data"),
         ({"a": 1}, "dict given as data"),
         (None, "NoneType given as data"),

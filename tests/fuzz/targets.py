@@ -240,7 +240,7 @@ def config(rng: random.Random) -> Any:
 
 def settings(rng: random.Random) -> Any:
     """Settings as a dict."""
-    names = [*RunConfig.defaults()]
+    names = [*RunConfig().to_dict()]
     values = {}
     for _ in range(rng.randrange(4)):
         values[rng.choice(names) if rng.random() < 0.95 else any_text(rng)] = any_value(rng)
