@@ -167,7 +167,7 @@ def test_npz(tmp_path):
         assert torch.cat(list(npz_source(path, "second"))).tolist() == x[:, :1].tolist()
         with pytest.raises(UsageError, match=r"x\.npz: holds 'first', 'second', 'third'; name one with key"):
             load(path)
-        with pytest.raises(UsageError, match="key is 'fourth', expected one of first, second, third"):
+        with pytest.raises(UsageError, match="key='fourth' given, expected one of 'first', 'second', 'third'"):
             load(path, key="fourth")
         with pytest.raises(DataError, match="array 'third': elements are object"):
             load(path, key="third")

@@ -19,6 +19,7 @@ from vaentropy.config import RunConfig
 from vaentropy.data import load, read_idx
 from vaentropy.files import read_tensors, read_yaml, write_tensors
 from vaentropy.runs import RunFolder, describe_run, evaluate_run, train
+from vaentropy.runs.build import load_own
 from vaentropy.training import Checkpoints
 
 from .mutations import any_bytes, any_text, any_value, bytes_of, json_text, png_checksums, text_of, value_of
@@ -168,12 +169,14 @@ def checkpoint(rng: random.Random) -> Any:
     shutil.rmtree("run/checkpoints")
     shutil.copytree("valid/run/checkpoints", "run/checkpoints")
     restored("history.jsonl")
-    name = rng.choice(("checkpoints/step-000000003.safetensors", "checkpoints/best.safetensors"))
+    best = Checkpoints("run").best_path()
+    assert best is not None
+    name = rng.choice(("step-000000003.safetensors", best.name))
     Path("run", LAST).unlink()
-    tensors_of(rng, name)
-    model = ve.load("valid/run")
-    x = torch.from_numpy(X[:9]).float()
-    return ve.fit(model, x, **RESUMED, checkpoints=Checkpoints("run", every=1), resume=True)
+    tensors_of(rng, f"checkpoints/{name}")
+    model, data = ve.load("valid/run"), load_own(RunFolder("valid/run").config())
+    options = {**RESUMED, "held_out": data.held_out, "checkpoints": Checkpoints("run", every=1), "resume": True}
+    return ve.fit(model, data.train, **options)
 
 
 RESUMED: dict[str, Any] = {**RunConfig(**SETTINGS).settings(), "progress": False}
