@@ -27,7 +27,7 @@ sys.path[0] = str(Path(__file__).parents[1])  # where this file does not stand f
 from fuzz.targets import TARGETS, prepare  # noqa: E402
 from vaentropy.errors import VaentropyError  # noqa: E402
 
-LONGEST = 20  # seconds per case
+LONGEST = 60  # seconds per case
 MOST_MEMORY = 2**30  # bytes above what the process has after the preparations
 ADDRESS_SPACE = 8 * 2**30
 CASES_PER_PROCESS = 2000
