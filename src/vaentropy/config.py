@@ -33,8 +33,8 @@ EXPECTED = {
 }
 
 
-def _setting(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def _setting(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": text, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,20 @@ class RunConfig:
     key: str | None = _setting(None, "Name of the array in a .npz file that holds several.")
     image_size: int | None = _setting(None, "Resize images to so many pixels.")
     crop: int | None = _setting(None, "First cut so many pixels out of the middle of images (CelebA: 148, size 64).")
-    held_out: float | None = _setting(None, "Fraction held out; default: the data set's own split.")
+    held_out: float | None = _setting(None, "Fraction held out; default: the data set's own split, 0.1 of files.")
     scale: str | None = _setting(None, "none, standard or min_max, of training data; default: the data set's own.")
     dequantise: bool = _setting(False, "Add uniform noise to whole numbers, so that bits per dimension compare.")
     missing: str = _setting("error", "ignore takes NaN and empty fields for missing values; error refuses them.")
     stream: bool | None = _setting(None, "Read data piece by piece; default: where they are large.")
-    model: str = _setting("vae1", "vae0, vae1, vae2 or vae3.")
+    model: str = _setting("vae1", "vae0, vae1, vae2 or vae3.", FAMILIES)
     latent_dim: int = _setting(2, "Number of latents.")
-    network: str = _setting("mlp", "mlp, or conv for images (channels, height, width).")
+    network: str = _setting("mlp", "mlp, or conv for images (channels, height, width).", NETWORKS)
     hidden: tuple[int, ...] = _setting((50, 50), "Widths (conv: channels) of the encoder's layers.")
     epochs: int = _setting(500, "Passes over the data.")
     batch_size: int = _setting(200, "Points per step.")
     learning_rate: float = _setting(5e-3, "Of Adam.")
-    schedule: str = _setting("one_cycle", "one_cycle or constant learning rate.")
-    variances: str = _setting("analytic", "analytic, or learned by gradient.")
+    schedule: str = _setting("one_cycle", "one_cycle or constant learning rate.", ("one_cycle", "constant"))
+    variances: str = _setting("analytic", "analytic, or learned by gradient.", ("analytic", "learned"))
     clip_norm: float | None = _setting(None, "Largest norm of the gradient; default: none.")
     beta: float = _setting(1.0, "Weight of the KL term.")
     num_samples: int = _setting(1, "Draws of z per point and step.")
@@ -78,7 +78,7 @@ class RunConfig:
     keep_checkpoints: int = _setting(2, "Newest checkpoints that are kept.")
     seed: int = _setting(0, "Of split, weights, batches and noise.")
     device: str = _setting("auto", "cpu, cuda, ...; auto takes a GPU if any.")
-    dtype: str = _setting("float32", "float32 or float64.")
+    dtype: str = _setting("float32", "float32 or float64.", DTYPES)
     threads: int | None = _setting(None, "Of the CPU; default: PyTorch's, or 1 for small networks.")
 
     def __post_init__(self) -> None:
@@ -157,6 +157,8 @@ def _require_types(values: Mapping[str, Any]) -> None:
 
 def _from_yaml(value: Any, kind: Any) -> Any:
     """YAML has lists, no tuples; takes 1e-3, without a point, for text; and numbers of columns need no quotes in it."""
+    if kind in (tuple[int, ...], tuple[str, ...]) and isinstance(value, str | int) and not isinstance(value, bool):
+        value = [value]  # hidden: 50, exclude: label
     if isinstance(value, list):
         names = kind == tuple[str, ...]
         return tuple(str(item) if names and isinstance(item, int) else item for item in value)

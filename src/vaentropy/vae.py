@@ -19,6 +19,7 @@ from vaentropy.model import placement
 from vaentropy.modes import in_mode
 from vaentropy.networks import MLPDecoder, MLPEncoder, as_shape
 from vaentropy.priors import LearnedNormal, Prior, StandardNormal
+from vaentropy.rows import REMEDY, fill_missing, require_finite
 from vaentropy.seeding import seeded
 
 __all__ = ["VAE", "ElboTerms", "LearnedNormal", "Prior", "StandardNormal", "vae0", "vae1", "vae2", "vae3"]
@@ -324,12 +325,26 @@ class VAE(nn.Module):
         return x.to(device=weight.device, dtype=weight.dtype)
 
     @torch.no_grad()
-    def encode(self, x: Num[Tensor, "N *data"], *, batch_size: int = BATCH_SIZE) -> Float[Tensor, "N H"]:
-        """Posterior means ν(x), (N, H), of x (N, *data_shape); `posterior(x)` has the variances too."""
+    def encode(
+        self, x: Num[Tensor, "N *data"], *, missing: Literal["error", "ignore"] = "error", batch_size: int = BATCH_SIZE
+    ) -> Float[Tensor, "N H"]:
+        """Posterior means ν(x), (N, H), of x (N, *data_shape); `posterior(x)` has the variances too.
+
+        Args:
+            x: data as in training, scaled in the same way.
+            missing: "ignore" takes NaN for a missing value, as in training; "error" refuses it.
+            batch_size: rows per forward pass.
+
+        Raises:
+            DataError: data of another shape, or not finite.
+        """
+        parts = self._parts(x, self.data_shape, batch_size)
+        if missing == "ignore":
+            parts = [fill_missing(part)[0] for part in parts]
+        for part in parts:
+            require_finite(part, "the data", remedy=f'{REMEDY}, or take NaN for missing values by missing="ignore"')
         with in_mode(self, "eval"):
-            return torch.cat(
-                [self.posterior(self._to_model(part)).mean for part in self._parts(x, self.data_shape, batch_size)]
-            )
+            return torch.cat([self.posterior(self._to_model(part)).mean for part in parts])
 
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "N H"], *, batch_size: int = BATCH_SIZE) -> Float[Tensor, "N *data"]:
@@ -339,9 +354,11 @@ class VAE(nn.Module):
                 [self.likelihood(self._to_model(part)).mean for part in self._parts(z, self.latent_shape, batch_size)]
             )
 
-    def reconstruct(self, x: Num[Tensor, "N *data"], *, batch_size: int = BATCH_SIZE) -> Float[Tensor, "N *data"]:
-        """Means of p(x|z) at the posterior means, (N, *data_shape), of x (N, *data_shape)."""
-        return self.decode(self.encode(x, batch_size=batch_size), batch_size=batch_size)
+    def reconstruct(
+        self, x: Num[Tensor, "N *data"], *, missing: Literal["error", "ignore"] = "error", batch_size: int = BATCH_SIZE
+    ) -> Float[Tensor, "N *data"]:
+        """Means of p(x|z) at the posterior means, (N, *data_shape); arguments and errors are those of `encode`."""
+        return self.decode(self.encode(x, missing=missing, batch_size=batch_size), batch_size=batch_size)
 
     @torch.no_grad()
     def sample(

@@ -84,7 +84,7 @@ OPTIONS = [
     command("config-missing", "train --config mine.yaml", None, "mine.yaml", "no such file"),
     command("config-folder", "train --config mine.yaml", lambda: Path("mine.yaml").mkdir(), "mine.yaml", "directory"),
     command("config-endless", "train --config /dev/zero", None, "/dev/zero", "1048576"),
-    command("resume-of-nothing", "train --resume nowhere", None, "nowhere", "is no finished run", "config.yaml"),
+    command("resume-of-nothing", "train --resume nowhere", None, "nowhere", "is no run", "config.yaml"),
     command("resume-of-a-file", "train --resume x.csv", text(csv_text(), "x.csv"), "x.csv", "folder"),
     command("resume-of-an-empty-folder", "train --resume empty", lambda: Path("empty").mkdir(), "empty", "config.yaml"),
     command("resume-with-settings", "train --resume run --epochs 3", None, "--resume run", "epochs"),

@@ -267,8 +267,8 @@ RUN_FUNCTIONS = [
     calling("load-none", lambda: ve.load(NONE), "run=None"),
     calling("load-number", lambda: ve.load(5), "run=5"),  # type: ignore[arg-type]
     calling("load-nul", lambda: ve.load("a\0b"), "\\x00"),
-    calling("load-missing", lambda: ve.load("nowhere"), "nowhere", "is no finished run"),
-    calling("load-escapes", lambda: ve.load("no\x1b[31m\nwhere"), "no\\x1b[31m\\nwhere", "is no finished run"),
+    calling("load-missing", lambda: ve.load("nowhere"), "nowhere", "is no run"),
+    calling("load-escapes", lambda: ve.load("no\x1b[31m\nwhere"), "no\\x1b[31m\\nwhere", "is no run"),
     calling("load-device", lambda: ve.load("run", device=OTHER), "device='other'", make=run),
     calling("load-device-number", lambda: ve.load("run", device=NONE), "device=", make=run),
     calling("load-model", lambda: ve.load("run", model=OTHER), "model='other'", "VAE", make=run),

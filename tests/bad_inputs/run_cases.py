@@ -253,8 +253,8 @@ MANIFESTS = [
     ),
     command("run-is-a-file", "evaluate run", text("", "run"), "run", "folder"),
     command("run-is-a-file-info", "info run", text("", "run"), "run", "folder"),
-    command("run-is-missing", "sample run --out s.npy", None, "run", "is no finished run"),
-    command("run-is-empty", "encode run --out s.npy", lambda: Path("run").mkdir(), "run", "is no finished run"),
+    command("run-is-missing", "sample run --out s.npy", None, "run", "is no run"),
+    command("run-is-empty", "encode run --out s.npy", lambda: Path("run").mkdir(), "run", "is no run"),
     command("run-is-not-finished", "reconstruct run --out s.npy", unfinished, "run", "model.safetensors"),
 ]
 
@@ -442,7 +442,7 @@ OUTPUTS = [
     command("out-no-folder", "encode run --out there/z.npy", run, "there/z.npy", "no folder there"),
     command("out-below-file", "reconstruct run --out x.npy/z.npy", run, "x.npy/z.npy", "no folder"),
     command("out-is-folder", "sample run --out run.npy", several(run, lambda: Path("run.npy").mkdir()), "run.npy"),
-    command("out-is-data", "encode run x.npy --out x.npy", run, "x.npy exists"),
+    command("out-is-data", "encode run x.npy --out x.npy", run, "x.npy given to read from and to write to"),
     command(
         "out-partial-exists",
         "sample run --out z.csv",

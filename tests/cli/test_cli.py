@@ -66,7 +66,7 @@ def test_a_users_own_file(capfd):
         (["train", "mnist", "--data-folder", "nowhere"], "nowhere"),
         (["train", "--epoch", "3"], "--epochs"),
         (["train", "--epochs", "three"], "--epochs"),
-        (["evaluate", "nowhere"], "is no finished run"),
+        (["evaluate", "nowhere"], "is no run: it has no config.yaml"),
         (["evaluate"], "RUN"),
         (["evaluate", "nowhere", "--num-samples", "0"], "num_samples=0"),
         (["tarin"], "tarin"),

@@ -239,3 +239,19 @@ def test_whatever_holds_rows_is_taken(x, kind):
     fit(again, source, held_out=x[160:], **OPTIONS)
     assert same(model, again)
     assert evaluate(model, wrap(x[:160])).elbo == history.train.elbo
+
+
+def test_a_plateau_is_not_seen_while_the_learning_rate_still_rises(x):
+    history = fit(make(), x, epochs=200, plateau=10.0)
+    # Nothing rises by 10 nats in ten epochs: it ends as soon as two windows of them lie behind the rise.
+    assert len(history) == 60 + 20 and history.stopped is not None
+
+
+def test_missing_values_are_encoded_as_they_were_trained_on(x):
+    holes = x.clone()
+    holes[::3, 1] = math.nan
+    model = make()
+    with pytest.raises(DataError, match=r'is nan .*missing="ignore"'):
+        model.encode(holes)
+    assert torch.equal(model.encode(holes, missing="ignore"), model.encode(holes.nan_to_num(nan=0.0)))
+    assert model.reconstruct(holes, missing="ignore").isfinite().all()

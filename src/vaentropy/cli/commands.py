@@ -17,10 +17,10 @@ def vaentropy() -> None:
 
 
 @vaentropy.command()
-@click.argument("data", required=False)
-@click.option("--config", help="YAML file with settings; options on the command line override it.")
-@click.option("--resume", metavar="RUN", help="Go on with the interrupted run in folder RUN.")
-@click.option("--out", help="Folder of the run, new or empty; default: a new one under runs/.")
+@click.argument("data", required=False, type=options.PATH)
+@click.option("--config", type=options.PATH, help="YAML file with settings; options on the command line override it.")
+@click.option("--resume", metavar="RUN", type=options.PATH, help="Go on with the interrupted run in folder RUN.")
+@click.option("--out", type=options.PATH, help="Folder of the run, new or empty; default: a new one under runs/.")
 @options.overwrite
 @options.as_json
 @options.settings
@@ -66,8 +66,10 @@ def _show(run: Any, as_json: bool) -> None:
     click.echo(f"{run.config.model} trained on {run.config.data} ({run.description})\n")
     click.echo(evaluation)
     if held_out is not None:
+        stored = f" ({held_out.data_elbo:.4f} in the units of the data as stored)" if held_out.log_jacobian else ""
         click.echo(
-            f"held out: ELBO {held_out.elbo:.4f} ± {held_out.stderr.elbo:.4f}, {held_out.num_points:,} data points"
+            f"held out: ELBO {held_out.elbo:.4f} ± {held_out.stderr.elbo:.4f}{stored}, "
+            f"{held_out.num_points:,} data points"
         )
     for remark in run.remarks:
         click.echo(remark)
@@ -75,8 +77,8 @@ def _show(run: Any, as_json: bool) -> None:
 
 
 @vaentropy.command()
-@click.argument("run")
-@click.option("--data", help="Evaluate this data set, file or folder instead of the run's own data.")
+@click.argument("run", type=options.PATH)
+@click.option("--data", type=options.PATH, help="Evaluate this data set, file or folder instead of the run's own data.")
 @options.data_folder
 @click.option("--num-samples", type=int, default=16, show_default=True, help="Draws of z per point.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
@@ -98,8 +100,10 @@ def evaluate(run: str, num_samples: int, seed: int, as_json: bool, **given: Any)
 
 
 @vaentropy.command()
-@click.argument("run")
-@click.option("--out", help="Folder of the calibrated copy, new or empty; default: a new one under runs/.")
+@click.argument("run", type=options.PATH)
+@click.option(
+    "--out", type=options.PATH, help="Folder of the calibrated copy, new or empty; default: a new one under runs/."
+)
 @options.overwrite
 @options.data_folder
 @click.option("--num-samples", type=int, default=16, show_default=True, help="Draws of z per point.")
@@ -122,18 +126,31 @@ def calibrate(run: str, num_samples: int, seed: int, as_json: bool, **given: Any
         click.echo(f"\nRun in {folder}", err=True)
 
 
+def _target(out: str, as_json: bool, data: str | None = None) -> str | None:
+    """The file to write to; None for stdout."""
+    from pathlib import Path
+
+    from vaentropy.errors import UsageError
+
+    if out == "-" and as_json:
+        raise UsageError("--json given with --out -, which writes CSV to stdout; name a file with --out")
+    if data is not None and Path(out).resolve() == Path(data).resolve():
+        raise UsageError(f"{out} given to read from and to write to; name another file with --out")
+    return None if out == "-" else out
+
+
 def _wrote(num_rows: int, out: str, as_json: bool) -> None:
     from vaentropy.files import to_json
 
-    if as_json and out != "-":
+    if as_json:
         click.echo(to_json({"out": out, "rows": num_rows}))
     else:
         click.echo(f"{num_rows:,} rows in {out}" if out != "-" else f"{num_rows:,} rows", err=True)
 
 
 @vaentropy.command()
-@click.argument("run")
-@click.argument("data", required=False)
+@click.argument("run", type=options.PATH)
+@click.argument("data", required=False, type=options.PATH)
 @options.out_file
 @click.option("--variance", is_flag=True, help="Write posterior variances as well.")
 @options.overwrite
@@ -146,13 +163,13 @@ def encode(run: str, data: str | None, out: str, as_json: bool, **given: Any) ->
     from vaentropy.runs import encode_run
 
     with progress_bar(None, "data points") as report:
-        rows = encode_run(run, None if out == "-" else out, data=data, on_batch=_counting(report), **given)
+        rows = encode_run(run, _target(out, as_json, data), data=data, on_batch=_counting(report), **given)
     _wrote(rows, out, as_json)
 
 
 @vaentropy.command()
-@click.argument("run")
-@click.argument("data", required=False)
+@click.argument("run", type=options.PATH)
+@click.argument("data", required=False, type=options.PATH)
 @options.out_file
 @options.overwrite
 @options.data_folder
@@ -164,12 +181,12 @@ def reconstruct(run: str, data: str | None, out: str, as_json: bool, **given: An
     from vaentropy.runs import reconstruct_run
 
     with progress_bar(None, "data points") as report:
-        rows = reconstruct_run(run, None if out == "-" else out, data=data, on_batch=_counting(report), **given)
+        rows = reconstruct_run(run, _target(out, as_json, data), data=data, on_batch=_counting(report), **given)
     _wrote(rows, out, as_json)
 
 
 @vaentropy.command()
-@click.argument("run")
+@click.argument("run", type=options.PATH)
 @click.option("--num-samples", type=int, default=16, show_default=True, help="How many.")
 @click.option("--noise", is_flag=True, help="Draw x from p(x|z) instead of taking its mean.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
@@ -181,11 +198,11 @@ def sample(run: str, num_samples: int, out: str, as_json: bool, **given: Any) ->
     """Write draws from the model in folder RUN, in the units of its data."""
     from vaentropy.runs import sample_run
 
-    _wrote(sample_run(run, None if out == "-" else out, num_samples, **given), out, as_json)
+    _wrote(sample_run(run, _target(out, as_json), num_samples, **given), out, as_json)
 
 
 @vaentropy.command()
-@click.argument("run")
+@click.argument("run", type=options.PATH)
 @options.as_json
 def info(run: str, as_json: bool) -> None:
     """Tell what folder RUN holds and how far its training has come."""
@@ -206,6 +223,8 @@ def info(run: str, as_json: bool) -> None:
     data, last = manifest.get("data", {}), about["last"]
     say(f"{about['run']}: {config['model']} on {config['data']}, {about['status']}")
     say(f"epochs         {about['epochs']}")
+    if about["calibrated_from"]:
+        say(f"calibrated     from {about['calibrated_from']}")
     if data:
         sizes = f"{data['num_train']:,} to train on, {data['num_held_out']:,} held out"
         say(f"data           {data['description']}; {sizes}, shape {tuple(data['data_shape'])}")

@@ -8,7 +8,17 @@ import click
 
 from vaentropy.config import RunConfig
 
-__all__ = ["CommaSeparated", "as_json", "data_folder", "device", "out_file", "overwrite", "settings", "settings_of"]
+__all__ = [
+    "PATH",
+    "CommaSeparated",
+    "as_json",
+    "data_folder",
+    "device",
+    "out_file",
+    "overwrite",
+    "settings",
+    "settings_of",
+]
 
 
 class CommaSeparated(click.ParamType):
@@ -43,17 +53,28 @@ KINDS: dict[Any, Any] = {
     tuple[str, ...]: CommaSeparated(str),
 }
 
+# Text, of which a shell knows that files complete it; whoever opens it says what is wrong with it.
+PATH = click.Path(readable=False)
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-data_folder = click.option("--data-folder", help="Folder with the files of the data set, if it has moved.")
+data_folder = click.option(
+    "--data-folder", type=PATH, help="Folder with the files of the data set, if they have moved."
+)
 device = click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...; auto takes a GPU if any.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace what --out names.")
-out_file = click.option("--out", required=True, help="A .npy, .csv or .parquet file; - writes CSV to stdout.")
+out_file = click.option(
+    "--out", required=True, type=PATH, help="A .npy, .csv or .parquet file; - writes CSV to stdout."
+)
 
 
 def _shown(default: Any) -> str | bool:
     if isinstance(default, tuple):
         return ",".join(map(str, default)) or False
     return False if default is None or default is False else str(default)
+
+
+def _completing(choices: tuple[str, ...]) -> Callable[..., list[str]]:
+    return lambda ctx, param, incomplete: [choice for choice in choices if choice.startswith(incomplete)]
 
 
 def settings(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,6 +87,9 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
         flag = kind in (bool, bool | None)
         declaration = f"--{name}/--no-{name}" if flag else f"--{name}"
         options: dict[str, Any] = {} if flag else {"type": KINDS[kind]}
+        if setting.metadata["choices"]:
+            # Not click's own Choice, whose message does not name the nearest.
+            options["shell_complete"] = _completing(setting.metadata["choices"])
         shown = _shown(setting.default)
         option = click.option(
             declaration, setting.name, default=None, show_default=shown, help=setting.metadata["help"], **options

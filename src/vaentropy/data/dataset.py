@@ -32,6 +32,7 @@ class Dataset:
         truth: known values of the distribution the points came from, e.g. log-likelihoods in nats per data point.
         scaling: from the rows as stored to `train` and `held_out`.
         missing: "ignore" if NaN marks missing values, "error" if there are none.
+        columns: names of the features of a table, () where they have none.
 
     Raises:
         DataError: a part has a wrong shape or dtype, or a value that is not finite (row and column are named).
@@ -46,6 +47,7 @@ class Dataset:
     truth: Mapping[str, float] | None = None
     scaling: Scaling = field(default_factory=lambda: Scaling.by(1.0))
     missing: Missing = "error"
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self):
         for part, x, labels in (

@@ -116,8 +116,9 @@ def load(
         parts = resident(train, chosen)
     labels = (found.labels, official.labels) if official else _split_labels(found, fraction, seed)  # type: ignore[arg-type]
     description = _describe(found, scale, dequantise)
+    columns = tuple(found.source.columns)
     truth = _truth(found, fraction, seed, scaling)  # type: ignore[arg-type]
-    return Dataset(found.name, *parts, description, *labels, truth, scaling, missing)  # type: ignore[arg-type]
+    return Dataset(found.name, *parts, description, *labels, truth, scaling, missing, columns)  # type: ignore[arg-type]
 
 
 def _check_choices(dtype: torch.dtype, scale: str | Scaling | None, missing: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ DEVICES = ("cpu", "cuda", "mps", "xpu")
 # against 2.5 ms at 3 million, 5.5 against 3.8 ms at 17 million), and a hundred times slower where another process
 # holds one of the cores.
 WORK_WORTH_SHARING = 10_000_000
+TABLES = (".csv", ".csv.gz", ".parquet")
 
 
 def torch_dtype(config: RunConfig) -> torch.dtype:
@@ -97,35 +99,71 @@ def load_own(config: RunConfig, *, folder: str | None = None) -> Dataset:
 
     Args:
         config: of the run.
+        folder: where its files are, if not where the run found them.
+    """
+    options = {"columns": config.columns or None, "exclude": config.exclude}
+    images = {"key": config.key, "image_size": config.image_size, "crop": config.crop}
+    return _load(config, _moved(config.data, folder), folder, config.held_out, config.scale, **options, **images)
+
+
+def load_other(
+    config: RunConfig, data: str, scaling: Scaling, columns: tuple[str, ...], *, folder: str | None = None
+) -> Dataset:
+    """All of another data set, read and scaled as the run's own.
+
+    Args:
+        config: of the run.
+        data: a data set, file or folder.
+        scaling: of the run.
+        columns: names of the run's features; a table is read by them, whatever else it holds, in whatever order.
         folder: where the files of a named data set are, if not where the run found them.
     """
-    return _load(config, config.data, folder, config.held_out, config.scale)
+    path, options = Path(os.path.expanduser(data)), {}
+    if data.lower().endswith(TABLES) or (path.is_dir() and any(path.glob("*.parquet"))):
+        # Numbers, of a table without a header, are positions: there the columns to leave out are too.
+        named = not all(name.isdecimal() for name in columns)
+        options = (
+            {"columns": columns or None} if named else {"columns": config.columns or None, "exclude": config.exclude}
+        )
+    elif data.lower().endswith(".npz"):
+        options = {"key": config.key}
+    elif path.is_dir() and data not in names():
+        options = {"image_size": config.image_size, "crop": config.crop}
+    return _load(config, data, folder, 0.0, scaling, **options)
 
 
 def all_rows(
-    config: RunConfig, data: str | None, scaling: Scaling, *, folder: str | None = None
+    config: RunConfig, data: str | None, scaling: Scaling, columns: tuple[str, ...], *, folder: str | None = None
 ) -> list[Tensor | Source]:
     """All rows of a data set in their order, read and scaled as the run's own.
 
     Args:
         config: of the run.
         data: a data set, file or folder; None takes the run's own, with the held-out set that it comes with, if any.
-        scaling: of the run.
-        folder: where the files of a named data set are, if not where the run found them.
+        scaling, columns: of the run.
+        folder: where the files of the data set are, if not where the run found them.
     """
-    parts = [load_other(config, data or config.data, scaling, folder=folder).train]
+    parts = [load_other(config, data or _moved(config.data, folder), scaling, columns, folder=folder).train]
     if data is None and config.held_out is None and config.data in WITH_HELD_OUT:
         parts.append(load_own(config, folder=folder).held_out)
     return parts
 
 
-def load_other(config: RunConfig, data: str, scaling: Scaling, *, folder: str | None = None) -> Dataset:
-    """All of another data set, read and scaled as the run's own."""
-    return _load(config, data, folder, 0.0, scaling)
+def _moved(data: str, folder: str | None) -> str:
+    """The path of a run's file, which may lie in another folder now."""
+    if folder is None or data in names():
+        return data
+    there = Path(os.path.expanduser(folder)) / Path(data).name
+    return str(there) if there.exists() else data
 
 
 def _load(
-    config: RunConfig, data: str, folder: str | None, held_out: float | None, scale: str | Scaling | None
+    config: RunConfig,
+    data: str,
+    folder: str | None,
+    held_out: float | None,
+    scale: str | Scaling | None,
+    **options: Any,
 ) -> Dataset:
     return load_data(
         data,
@@ -133,15 +171,11 @@ def _load(
         held_out=held_out,
         seed=config.seed,
         dtype=torch_dtype(config),
-        columns=config.columns or None,
-        exclude=config.exclude,
-        key=config.key,
-        image_size=config.image_size,
-        crop=config.crop,
         dequantise=config.dequantise,
         missing=config.missing,
         stream=config.stream,
         scale=scale,
+        **options,
     )
 
 

@@ -10,6 +10,7 @@ RUN/model.safetensors    weights only
 """
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -246,7 +247,10 @@ class RunFolder:
     def _missing(self, name: str) -> DataError:
         if self.path.exists() and not self.path.is_dir():
             return DataError(f"{self} is a file, expected the folder of a run; train one with vaentropy train")
-        return DataError(f"{self} is no finished run: it has no {name}; train one with vaentropy train")
+        if name != "config.yaml" and (self.path / "config.yaml").exists():
+            how = f"go on with: vaentropy train --resume {shlex.quote(str(self))}"
+            return DataError(f"{self} is no finished run: it has no {name}; {how}")
+        return DataError(f"{self} is no run: it has no {name}; train one with vaentropy train")
 
     def _present(self, name: str) -> Path:
         path = self.file(name)
@@ -345,8 +349,8 @@ class RunFolder:
         )
         if not same or any(stored.get(name) != value for name, value in fingerprints.items()):
             raise DataError(
-                f"the data have changed since {self} was trained on them; put them back, or name data to evaluate with "
-                "--data"
+                f"the data have changed since {self} was trained on them; put them back (to evaluate others, name them "
+                "with --data)"
             )
 
     def _no_manifest(self, reason: str) -> DataError:
@@ -364,6 +368,17 @@ class RunFolder:
             return require_counts("data_shape", self.manifest()["data"].get("data_shape"))
         except UsageError as error:
             raise self._no_manifest(str(error)) from error
+
+    def columns(self) -> tuple[str, ...]:
+        """Names of the features of the run's table; () where they have none.
+
+        Raises:
+            DataError: the manifest is damaged.
+        """
+        names = self.manifest()["data"].get("columns", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise self._no_manifest(f"columns are {shown(names)}")
+        return tuple(names)
 
     def scaling(self) -> Scaling:
         """Scaling of the run's data; the trivial one where there is no file of it.

@@ -1,6 +1,7 @@
 """Train a model and leave a run folder; go on with one that was interrupted."""
 
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -25,6 +26,9 @@ from vaentropy.training.floor import explain_floor
 from vaentropy.vae import VAE
 
 __all__ = ["Run", "resume", "train"]
+
+# Ratio of features' scales, or of a feature's mean to its standard deviation, above which scaling is advised.
+UNSCALED = 20.0
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def _train(folder: RunFolder, config: RunConfig, prepared: _Prepared, *, resume:
             )
     except Interrupted as interrupted:
         folder.write_json("manifest.json", _manifest(prepared, "interrupted"))
-        how = f"; go on with: vaentropy train --resume {folder}" if folder.has_begun() else ""
+        how = f"; go on with: vaentropy train --resume {shlex.quote(str(folder))}" if folder.has_begun() else ""
         raise Interrupted(interrupted.signal, f"{interrupted}{how}", at_once=interrupted.at_once) from None
     except TrainingError as error:
         folder.write_json("manifest.json", _manifest(prepared, f"failed: {error}"))
@@ -165,7 +169,7 @@ def _finish(folder: RunFolder, config: RunConfig, prepared: _Prepared, history: 
     folder.write_json("manifest.json", _manifest(prepared, "finished"))
     last = history.rows[-1]
     floor = explain_floor(model, at_floor, data.train) if (at_floor := float(last.get("at_floor", 0.0))) else None
-    remarks = [remark for remark in (_bits(data, history), _stopped(history), floor) if remark]
+    remarks = [remark for remark in (_bits(data, history), _stopped(history), floor, _units(config, data)) if remark]
     return Run(folder.path, config, model, data, history, max(seconds, float(last["seconds"])), tuple(remarks))
 
 
@@ -175,6 +179,22 @@ def _bits(data: Dataset, history: History) -> str | None:
         return None
     held_out = "" if history.held_out is None else f", held out {history.held_out.bits_per_dim:.4f}"
     return f"bits per dimension of the dequantised data: {history.train.bits_per_dim:.4f}{held_out}"
+
+
+def _units(config: RunConfig, data: Dataset) -> str | None:
+    """Advice where features lie far from 0 or differ much in scale, which networks cannot make up for."""
+    if config.scale is not None or not data.scaling.trivial:
+        return None
+    some = (data.train if isinstance(data.train, torch.Tensor) else next(iter(data.train))).double()
+    mean, deviation = some.nanmean(0), (some - some.nanmean(0)).square().nanmean(0).sqrt()
+    varying = deviation[deviation > 0]
+    if not varying.numel():
+        return None
+    apart = float(varying.max() / varying.min())
+    far = float((mean.abs() / deviation.clamp(min=float(varying.min()))).max())
+    if max(apart, far) < UNSCALED:
+        return None
+    return "features lie far from 0 or differ much in scale: a model of standardised data (scale standard) learns more"
 
 
 def _stopped(history: History) -> str | None:
@@ -199,6 +219,7 @@ def _manifest(prepared: _Prepared, status: str) -> dict[str, Any]:
         "data": {
             "description": data.description,
             "data_shape": data.data_shape,
+            "columns": data.columns,
             "num_train": len(data.train),
             "num_held_out": len(data.held_out),
             **prints,

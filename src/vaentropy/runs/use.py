@@ -113,7 +113,7 @@ def evaluate_run(
         folder.require_same_data(fingerprints(own), own.scaling)
         parts = {"train": own.train, "held_out": own.held_out}
     else:
-        parts = {"data": load_other(config, data, scaling, folder=data_folder).train}
+        parts = {"data": load_other(config, data, scaling, folder.columns(), folder=data_folder).train}
     options: dict[str, Any] = {"missing": config.missing, "log_jacobian": scaling.log_jacobian, "on_batch": on_batch}
     for x in parts.values():
         _require_shape(model, x)
@@ -161,13 +161,16 @@ def calibrate_run(
     options: dict[str, Any] = {"missing": config.missing, "log_jacobian": scaling.log_jacobian}
     with num_threads(config, model):
         before = evaluate(model, own.train, expectation=expectation, **options)
-    variance_factor, prior_factor = optimal_factors(before)
+        # The noise that the optimum is found with would make the residuals 0 by construction: it is not the one that it
+        # is judged on, here and by `evaluate_run`.
+        other = expectation.with_seed(_next_seed(expectation))
+        found = before if other == expectation else evaluate(model, own.train, expectation=other, **options)
+    variance_factor, prior_factor = optimal_factors(found)
     require_usable(variance_factor, "variance")
     require_usable(prior_factor, "prior variance")
     model.rescale(variance_factor=variance_factor, prior_factor=prior_factor)
-    # The noise that the optimum was found with would make the residuals 0 by construction.
     with num_threads(config, model):
-        after = evaluate(model, own.train, expectation=expectation.with_seed(_next_seed(expectation)), **options)
+        after = evaluate(model, own.train, expectation=expectation, **options)
     copy = RunFolder.new(out, f"{folder.path.resolve().name}-calibrated", overwrite=overwrite)
     with copy.filled(overwrite=overwrite):
         copy.write_config(config)
@@ -304,6 +307,7 @@ def describe_run(run: str | Path) -> dict[str, Any]:
         "status": status,
         "epochs": f"{len(rows)} of {config.epochs}",
         "checkpoints": Checkpoints(folder.path).steps(),
+        "calibrated_from": manifest.get("calibrated_from"),
         "last": rows[-1] if rows else None,
         "config": config.to_dict(),
         "manifest": manifest,
@@ -336,7 +340,7 @@ class _Opened(NamedTuple):
 def _open(run: str | Path, data: str | None, data_folder: str | None, device: str) -> _Opened:
     folder = RunFolder(run)
     config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
-    parts = all_rows(config, data, scaling, folder=data_folder)
+    parts = all_rows(config, data, scaling, folder.columns(), folder=data_folder)
     for x in parts:
         _require_shape(model, x)
     return _Opened(config, model, parts, scaling)

@@ -22,7 +22,7 @@ from vaentropy.training.data import TrainingData
 from vaentropy.training.floor import at_floor
 from vaentropy.training.history import History, Row
 from vaentropy.training.interruption import Interrupted, Interruption
-from vaentropy.training.schedules import LEARNING_RATES, as_schedule
+from vaentropy.training.schedules import CYCLE_RISE, LEARNING_RATES, as_schedule
 from vaentropy.training.settings import Settings, require_same
 from vaentropy.training.state import Snapshot, TrainingState
 from vaentropy.training.step import RunningSums, training_step
@@ -211,7 +211,7 @@ class Loop:
         if progress.rollbacks >= self.settings.max_rollbacks:
             raise TrainingError(
                 f"{happened}, after {progress.rollbacks} rollbacks; lower the learning rate (now {rate:g}), clip "
-                "gradients (clip_norm=...), or rescale the data"
+                "gradients (clip_norm=...), or standardise the data"
             )
         rollbacks, factor = progress.rollbacks + 1, progress.learning_rate_factor * ROLLBACK_FACTOR
         self.state.restore(self.epoch_start)
@@ -287,7 +287,10 @@ class Loop:
 
     def _rise(self, entropy_sum: float) -> float:
         """How far the running entropy sum rose from one window of epochs to the next; infinite before there are two."""
-        sums = [*(row["running_entropy_sum"] for row in self.history.rows), entropy_sum]
+        # While the learning rate rises, little progress says nothing.
+        rising = self.num_steps * CYCLE_RISE if self.settings.schedule == "one_cycle" else 0
+        sums = [row["running_entropy_sum"] for row in self.history.rows if row["step"] > rising]
+        sums.append(entropy_sum)
         if len(sums) < 2 * PLATEAU_EPOCHS:
             return math.inf
         now, before = sums[-PLATEAU_EPOCHS:], sums[-2 * PLATEAU_EPOCHS : -PLATEAU_EPOCHS]
