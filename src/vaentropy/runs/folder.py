@@ -105,8 +105,14 @@ class RunFolder:
                     "another folder with --out"
                 )
             return
+        if (self.path / REPLACED).exists() and not overwrite:
+            raise UsageError(
+                f"{self} holds a run that was being replaced when the process was killed, in {self.path / REPLACED}; "
+                "move its files back, replace it with --overwrite, or name another folder with --out"
+            )
         # What a run leaves that was killed while it wrote its first file.
-        others = [p.name for p in self.path.iterdir() if p.name != LOCK and not p.name.endswith(ASIDE)]
+        left = (LOCK, REPLACED)
+        others = [p.name for p in self.path.iterdir() if p.name not in left and not p.name.endswith(ASIDE)]
         if others:
             raise UsageError(f"{self} exists and is not an empty folder; name another one with --out")
 
@@ -174,9 +180,9 @@ class RunFolder:
 
     def _set_aside(self) -> None:
         """Move the run that the folder holds, if any, out of the way of a new one; nothing else is touched."""
-        self.drop_set_aside()
         if not self.file("config.yaml").exists():
-            return
+            return  # what a process that was killed has set aside is still there
+        self.drop_set_aside()
         aside = self.file(REPLACED)
         aside.mkdir()
         # config.yaml last: until then the folder is a run, which may be overwritten.
