@@ -14,11 +14,12 @@ from vaentropy.calibration import calibrate, fold, optimal_factors
 from vaentropy.errors import ModelError, UnsupportedError, UsageError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Frozen, GaussHermite, MonteCarlo
+from vaentropy.families import vae0, vae1, vae2, vae3
 from vaentropy.likelihoods import Bernoulli, Gaussian
 from vaentropy.model import Rescaled, from_functions
 from vaentropy.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from vaentropy.results import Evaluation
-from vaentropy.vae import VAE, LearnedNormal, vae0, vae1, vae2, vae3
+from vaentropy.vae import VAE, LearnedNormal
 
 from .models import F64, NORMAL_LIKELIHOODS, NORMAL_PRIORS, Toy, close, draws, magnitude, nodes_of, reference
 

@@ -13,11 +13,12 @@ from torch import nn
 from vaentropy.errors import UsageError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Antithetic, Frozen, GaussHermite, MonteCarlo
+from vaentropy.families import vae0, vae1, vae2, vae3
 from vaentropy.likelihoods import Bernoulli, Gaussian, Poisson
 from vaentropy.model import LatentVariableModel
 from vaentropy.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from vaentropy.training.step import training_step
-from vaentropy.vae import VAE, LearnedNormal, StandardNormal, vae0, vae1, vae2, vae3
+from vaentropy.vae import VAE, LearnedNormal, StandardNormal
 
 from .models import F64, as_torch, base_of, close, draws, magnitude, nodes_of, reference
 

@@ -22,16 +22,20 @@ _HOMES = {
     "fit": "vaentropy.training",
     "from_functions": "vaentropy.model",
     "load": "vaentropy.runs",
-    "vae0": "vaentropy.vae",
-    "vae1": "vaentropy.vae",
-    "vae2": "vaentropy.vae",
-    "vae3": "vaentropy.vae",
+    "vae0": "vaentropy.families",
+    "vae1": "vaentropy.families",
+    "vae2": "vaentropy.families",
+    "vae3": "vaentropy.families",
 }
 
 if TYPE_CHECKING:
     from vaentropy.calibration import calibrate as calibrate
     from vaentropy.evaluation import evaluate as evaluate
     from vaentropy.expectation import MonteCarlo as MonteCarlo
+    from vaentropy.families import vae0 as vae0
+    from vaentropy.families import vae1 as vae1
+    from vaentropy.families import vae2 as vae2
+    from vaentropy.families import vae3 as vae3
     from vaentropy.likelihoods import Bernoulli as Bernoulli
     from vaentropy.likelihoods import Gaussian as Gaussian
     from vaentropy.likelihoods import Poisson as Poisson
@@ -42,10 +46,6 @@ if TYPE_CHECKING:
     from vaentropy.training import History as History
     from vaentropy.training import fit as fit
     from vaentropy.vae import VAE as VAE
-    from vaentropy.vae import vae0 as vae0
-    from vaentropy.vae import vae1 as vae1
-    from vaentropy.vae import vae2 as vae2
-    from vaentropy.vae import vae3 as vae3
 
 
 # Subpackages and modules that hold further public names.

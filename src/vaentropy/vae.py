@@ -1,4 +1,4 @@
-"""Variational autoencoders with the layers that the theorem asks for: `VAE`, and `vae0` … `vae3` of the paper."""
+"""Variational autoencoders with the layers that the theorem asks for."""
 
 import copy
 import math
@@ -11,18 +11,18 @@ from torch.distributions import Distribution
 from torch.nn.utils import parametrize
 
 from vaentropy._typing import Bool, Float, Num, Tensor
-from vaentropy.checks import require_count, require_counts, require_instance, require_seed
+from vaentropy.checks import require_count, require_instance, require_seed
 from vaentropy.distributions import DiagonalNormal, normal_entropy, normal_kl
 from vaentropy.errors import DataError, UsageError, shown
 from vaentropy.likelihoods import Gaussian, Head, Likelihood
 from vaentropy.model import placement
 from vaentropy.modes import in_mode
-from vaentropy.networks import MLPDecoder, MLPEncoder, as_shape
+from vaentropy.networks import as_shape
 from vaentropy.priors import LearnedNormal, Prior, StandardNormal
 from vaentropy.rows import REMEDY, fill_missing, require_finite
 from vaentropy.seeding import seeded
 
-__all__ = ["VAE", "ElboTerms", "LearnedNormal", "Prior", "StandardNormal", "vae0", "vae1", "vae2", "vae3"]
+__all__ = ["VAE", "ElboTerms", "LearnedNormal", "Prior", "StandardNormal"]
 
 Columns = Literal["free", "unit", "penalty"]
 COLUMNS = ("free", "unit", "penalty")
@@ -380,77 +380,3 @@ class VAE(nn.Module):
             if not noise:
                 return self.decode(z, batch_size=batch_size)
             return torch.cat([self.likelihood(part).sample() for part in z.split(batch_size)])
-
-
-Networks = tuple[nn.Module, nn.Module]
-
-
-def _family(
-    data_shape: int | tuple[int, ...], latent_dim: int, hidden: Sequence[int], networks: Networks | None, **options
-) -> VAE:
-    require_count("latent_dim", latent_dim)
-    if networks is None:
-        hidden = require_counts("hidden", hidden)
-        networks = MLPEncoder(data_shape, hidden), MLPDecoder(hidden[::-1])
-    elif not isinstance(networks, tuple | list) or len(networks) != 2:
-        raise UsageError(f"networks={shown(networks)} given, expected the pair (encoder, decoder)")
-    encoder, decoder = networks
-    return VAE(encoder, decoder, data_shape=data_shape, latent_dim=latent_dim, **options)
-
-
-def vae0(
-    data_shape: int | tuple[int, ...],
-    latent_dim: int,
-    hidden: Sequence[int] = (50, 50),
-    *,
-    networks: Networks | None = None,
-    variance: float = 1.0,
-) -> VAE:
-    """VAE-0: σ² fixed. Not covered by the theorem: ELBO and entropy sum differ however well it is trained.
-
-    Args:
-        data_shape: of one data point.
-        latent_dim: H.
-        hidden: widths of the MLP encoder's layers; the decoder's are these in reverse.
-        networks: an encoder and a decoder, as for `VAE`, in place of MLPs.
-        variance: σ².
-    """
-    return _family(data_shape, latent_dim, hidden, networks, likelihood=Gaussian(variance=variance))
-
-
-def vae1(
-    data_shape: int | tuple[int, ...],
-    latent_dim: int,
-    hidden: Sequence[int] = (50, 50),
-    *,
-    networks: Networks | None = None,
-) -> VAE:
-    """VAE-1: one learned σ², standard normal prior. Arguments are those of `vae0`."""
-    return _family(data_shape, latent_dim, hidden, networks, likelihood=Gaussian(variance="shared"))
-
-
-def vae2(
-    data_shape: int | tuple[int, ...],
-    latent_dim: int,
-    hidden: Sequence[int] = (50, 50),
-    *,
-    networks: Networks | None = None,
-    columns: Literal["unit", "penalty"] = "unit",
-) -> VAE:
-    """VAE-2: one learned σ², learned prior variances α², unit-norm columns in the decoder's first layer.
-
-    Arguments are those of `vae0`, and how the columns get norm 1, see `VAE`.
-    """
-    options = {"likelihood": Gaussian(variance="shared"), "prior": LearnedNormal(), "columns": columns}
-    return _family(data_shape, latent_dim, hidden, networks, **options)
-
-
-def vae3(
-    data_shape: int | tuple[int, ...],
-    latent_dim: int,
-    hidden: Sequence[int] = (50, 50),
-    *,
-    networks: Networks | None = None,
-) -> VAE:
-    """VAE-3: σ_d²(z) by an affine log-variance head, standard normal prior. Arguments are those of `vae0`."""
-    return _family(data_shape, latent_dim, hidden, networks, likelihood=Gaussian(variance="function"))

@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from vaentropy.data import pca
 from vaentropy.errors import DataError, UsageError
+from vaentropy.families import vae1, vae2
 from vaentropy.networks import MLPDecoder, MLPEncoder
 from vaentropy.training import Checkpoints, Interrupted, fit
 from vaentropy.training.interruption import interruption
-from vaentropy.vae import VAE, vae1, vae2
+from vaentropy.vae import VAE
 
 OPTIONS = {"epochs": 6, "batch_size": 40, "seed": 5, "evaluate_every": 2}
 STEPS_PER_EPOCH, STEPS = 3, 18

@@ -12,11 +12,12 @@ from vaentropy.data import load, pca, pca_log_likelihood
 from vaentropy.errors import DataError, TrainingError, UsageError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Antithetic, Frozen, MonteCarlo, Nodes
+from vaentropy.families import vae0, vae1, vae2, vae3
 from vaentropy.likelihoods import Bernoulli, Gaussian, Poisson
 from vaentropy.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from vaentropy.training import fit, warmup
 from vaentropy.training.step import RunningSums, training_step
-from vaentropy.vae import VAE, vae0, vae1, vae2, vae3
+from vaentropy.vae import VAE
 
 
 @pytest.fixture(scope="module")

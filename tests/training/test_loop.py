@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from vaentropy.data import Rows, pca
 from vaentropy.errors import DataError, TrainingError, UsageError
 from vaentropy.evaluation import evaluate
+from vaentropy.families import vae0, vae1
 from vaentropy.likelihoods import Gaussian
 from vaentropy.networks import MLPDecoder, MLPEncoder
 from vaentropy.training import Checkpoints, fit, loop
 from vaentropy.training.floor import at_floor, explain_floor
-from vaentropy.vae import VAE, vae0, vae1
+from vaentropy.vae import VAE
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,10 @@ from vaentropy.data import load as load_data
 from vaentropy.data.catalogue import WITH_HELD_OUT
 from vaentropy.data.scaling import Scaling
 from vaentropy.errors import UsageError, shown
+from vaentropy.families import vae0, vae1, vae2, vae3
 from vaentropy.networks import ConvDecoder, ConvEncoder
 from vaentropy.seeding import seeded
-from vaentropy.vae import VAE, vae0, vae1, vae2, vae3
+from vaentropy.vae import VAE
 
 __all__ = [
     "all_rows",
