@@ -59,7 +59,7 @@ def lowered(limit: int, path: str):
         from unittest.mock import patch
 
         from vaentropy import data
-        from vaentropy.data import csv_file
+        from vaentropy.data.formats import csv_file
 
         with patch.object(csv_file, "MAX_IN_MEMORY", limit):
             return data.load(path)

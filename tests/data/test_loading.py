@@ -200,7 +200,7 @@ def test_what_fits_is_in_memory(monkeypatch):
 def test_integers_are_not_read_to_be_checked(tmp_path, monkeypatch):
     for number in range(10):
         Image.fromarray(np.full((2, 2), number, np.uint8)).save(tmp_path / f"{number}.png")
-    monkeypatch.setattr("vaentropy.data.images.ImageFolder.read", lambda *_: pytest.fail("was read"))
+    monkeypatch.setattr("vaentropy.data.formats.images.ImageFolder.read", lambda *_: pytest.fail("was read"))
     assert load(tmp_path, stream=True).data_shape == (1, 2, 2)
 
 

@@ -3,7 +3,7 @@
 from vaentropy.data.batches import Batches
 from vaentropy.data.catalogue import names
 from vaentropy.data.dataset import Dataset, split
-from vaentropy.data.idx import read_idx
+from vaentropy.data.formats.idx import read_idx
 from vaentropy.data.loading import load
 from vaentropy.data.source import Rows, Source
 from vaentropy.data.synthetic import LinearGaussian, pca, pca_log_likelihood, pca_ring

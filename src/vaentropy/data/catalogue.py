@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vaentropy.data import synthetic
-from vaentropy.data.csv_file import CsvFile, csv_columns
-from vaentropy.data.idx import read_idx
-from vaentropy.data.reading import reading
+from vaentropy.data.formats.csv_file import CsvFile, csv_columns
+from vaentropy.data.formats.idx import read_idx
+from vaentropy.data.formats.reading import reading
 from vaentropy.data.source import Rows, Source, rows_per_shard
 from vaentropy.errors import DataError, MissingExtraError, UsageError
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch.utils.data import Dataset as TorchDataset
 
-from vaentropy.data.arrays import NpyFile, npz_source
-from vaentropy.data.csv_file import CsvFile
-from vaentropy.data.images import IMAGE_ENDINGS, ImageFolder, image_paths
-from vaentropy.data.parquet import ParquetFiles
+from vaentropy.data.formats.arrays import NpyFile, npz_source
+from vaentropy.data.formats.csv_file import CsvFile
+from vaentropy.data.formats.images import IMAGE_ENDINGS, ImageFolder, image_paths
+from vaentropy.data.formats.parquet import ParquetFiles
+from vaentropy.data.formats.tables import Names, choose
+from vaentropy.data.formats.torch_dataset import TorchItems
 from vaentropy.data.source import Rows, Source, rows_per_shard
-from vaentropy.data.tables import Names, choose
-from vaentropy.data.torch_dataset import TorchItems
 from vaentropy.errors import DataError, UsageError
 from vaentropy.rows import as_tensor, frame_columns, stack_columns
 

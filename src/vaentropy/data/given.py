@@ -7,8 +7,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from vaentropy.data.formats.torch_dataset import TorchItems
 from vaentropy.data.source import Source
-from vaentropy.data.torch_dataset import TorchItems
 from vaentropy.rows import as_tensor, frame_columns
 
 __all__ = ["Data", "as_rows"]

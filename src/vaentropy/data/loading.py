@@ -13,11 +13,11 @@ from vaentropy.checks import require_count, require_path, require_seed
 from vaentropy.data.catalogue import Found, OfficialSplit, find, names
 from vaentropy.data.dataset import Dataset, split
 from vaentropy.data.files import ACCEPTED, Options, source_of_file, source_of_object
-from vaentropy.data.images import ImageFolder
+from vaentropy.data.formats.images import ImageFolder
+from vaentropy.data.formats.tables import nearest
 from vaentropy.data.scaling import Scale, Scaling, Totals
 from vaentropy.data.source import Part, Source, column_name, resident, shards_of_both
 from vaentropy.data.stored import Missing, checked, dequantised, largest, scaled
-from vaentropy.data.tables import nearest
 from vaentropy.errors import DataError, UsageError, shown
 
 __all__ = ["load"]

@@ -19,7 +19,7 @@ from typing import Any
 
 from vaentropy.checks import require_counts, require_path
 from vaentropy.config import RunConfig
-from vaentropy.data.reading import one_line
+from vaentropy.data.formats.reading import one_line
 from vaentropy.data.scaling import Scaling
 from vaentropy.errors import DataError, MissingExtraError, UsageError, shown
 from vaentropy.files import (

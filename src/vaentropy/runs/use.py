@@ -11,7 +11,7 @@ from vaentropy.calibration import optimal_factors, require_usable
 from vaentropy.checks import require_count, require_instance, require_path, require_seed
 from vaentropy.config import RunConfig
 from vaentropy.data import Source
-from vaentropy.data.reading import one_line
+from vaentropy.data.formats.reading import one_line
 from vaentropy.data.scaling import Scaling
 from vaentropy.errors import DataError, UsageError
 from vaentropy.evaluation import evaluate

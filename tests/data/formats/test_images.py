@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vaentropy.data import images, load
-from vaentropy.data.images import ImageFolder, image_paths
+from vaentropy.data import load
+from vaentropy.data.formats import images
+from vaentropy.data.formats.images import ImageFolder, image_paths
 from vaentropy.errors import DataError, MissingExtraError, UsageError
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vaentropy.checks import require_count
-from vaentropy.data.reading import reading, size_of
+from vaentropy.data.formats.reading import reading, size_of
 from vaentropy.data.source import Source
 from vaentropy.errors import DataError, MissingExtraError, UsageError
 

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaentropy.data import arrays, load, source, split
-from vaentropy.data.arrays import NpyFile, npz_source
+from vaentropy.data import load, source, split
+from vaentropy.data.formats import arrays
+from vaentropy.data.formats.arrays import NpyFile, npz_source
 from vaentropy.errors import DataError, UsageError
 
 

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaentropy.data import load, parquet
-from vaentropy.data.parquet import ParquetFiles
+from vaentropy.data import load
+from vaentropy.data.formats import parquet
+from vaentropy.data.formats.parquet import ParquetFiles
 from vaentropy.errors import DataError, MissingExtraError, UsageError
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from vaentropy.data.tables import choose
+from vaentropy.data.formats.tables import choose
 from vaentropy.errors import DataError, UsageError
 
 NAMES = ["age", "height", "label"]

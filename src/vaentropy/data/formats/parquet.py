@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaentropy.data.reading import reading, size_of
+from vaentropy.data.formats.reading import reading, size_of
+from vaentropy.data.formats.tables import Names, choose
 from vaentropy.data.source import Source
-from vaentropy.data.tables import Names, choose
 from vaentropy.errors import DataError, MissingExtraError
 
 __all__ = ["ParquetFiles"]

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaentropy.data import csv_file, load, source
-from vaentropy.data.csv_file import CsvFile, csv_columns
+from vaentropy.data import load, source
+from vaentropy.data.formats import csv_file
+from vaentropy.data.formats.csv_file import CsvFile, csv_columns
 from vaentropy.errors import DataError, MissingExtraError, UsageError
 
 

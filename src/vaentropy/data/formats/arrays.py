@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaentropy.data.reading import MAX_EXPANSION, MAX_IN_MEMORY, reading, size_of
+from vaentropy.data.formats.reading import MAX_EXPANSION, MAX_IN_MEMORY, reading, size_of
+from vaentropy.data.formats.tables import listed
 from vaentropy.data.source import Rows, Source, rows_per_shard
-from vaentropy.data.tables import listed
 from vaentropy.errors import DataError, UsageError, shown
 
 __all__ = ["NpyFile", "npz_source"]

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaentropy.data.reading import MAX_IN_MEMORY, one_line, reading, size_of
+from vaentropy.data.formats.reading import MAX_IN_MEMORY, one_line, reading, size_of
+from vaentropy.data.formats.tables import Names, choose
 from vaentropy.data.source import Source, rows_per_shard
-from vaentropy.data.tables import Names, choose
 from vaentropy.errors import DataError, MissingExtraError
 
 __all__ = ["CsvFile", "csv_columns"]

@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from vaentropy.data import load, source
-from vaentropy.data.torch_dataset import TorchItems
+from vaentropy.data.formats.torch_dataset import TorchItems
 from vaentropy.errors import DataError, UsageError
 
 
