@@ -25,6 +25,7 @@ from vaentropy.runs import (
     load,
     reconstruct_run,
     resume,
+    room,
     sample_run,
     train,
 )
@@ -543,10 +544,9 @@ def test_scaling_is_advised_where_features_differ_much(tmp_path):
 
 def test_a_run_set_aside_by_a_process_that_was_killed_is_not_lost(copy_of_run):
     before = {path.name: path.read_bytes() for path in copy_of_run.iterdir() if path.suffix}
-    folder = RunFolder(copy_of_run)
-    folder._set_aside()  # and here the process is killed
+    room._set_aside(RunFolder(copy_of_run))  # and here the process is killed
     with pytest.raises(UsageError, match=r"was being replaced when the process was killed, in .*\.replaced"):
         train(CONFIG, out=copy_of_run)
-    with pytest.raises(UsageError), folder.filled(overwrite=True):
+    with pytest.raises(UsageError), room.filled(copy_of_run, "", overwrite=True):
         raise UsageError("the new run comes to nothing")
     assert {path.name: path.read_bytes() for path in copy_of_run.iterdir() if path.suffix} == before

@@ -11,9 +11,8 @@ RUN/model.safetensors    weights only
 
 import json
 import shlex
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,7 @@ __all__ = ["SCHEMA_VERSION", "RunFolder"]
 SCHEMA_VERSION = 2
 # Of the scale: sums in another order differ by rounding.
 SCALING_TOLERANCE = 1e-6
-RUNS = Path("runs")
-LOCK, REPLACED = ".lock", ".replaced"
+LOCK = ".lock"
 FILES = ("config.yaml", "manifest.json", "scaling.safetensors", "history.jsonl", "evaluation.json", "model.safetensors")
 
 
@@ -53,78 +51,9 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = require_path("run", path)
-        self.made = False
 
     def __str__(self) -> str:
         return str(self.path)
-
-    @classmethod
-    def new(cls, out: str | Path | None, name: str, *, overwrite: bool = False) -> "RunFolder":
-        """A folder for a new run: `out`, or the first of runs/name, runs/name-2, … that does not exist yet.
-
-        Args:
-            out: where, or None.
-            name: of the run, where `out` is None.
-            overwrite: allow a folder that holds a run.
-
-        Raises:
-            UsageError: `out` exists and is neither empty nor a run that may be overwritten, or it cannot be made.
-        """
-        if out is not None:
-            folder = cls(require_path("out", out))
-            folder.require_free(overwrite=overwrite)
-            folder.made = not folder.path.exists()
-            folder._make(exist_ok=True)
-            return folder
-        cls(RUNS)._make(exist_ok=True)
-        number = 1
-        while True:
-            folder = cls(RUNS / (name if number == 1 else f"{name}-{number}"))
-            try:
-                folder._make(exist_ok=False)
-            except FileExistsError:
-                number += 1
-            else:
-                folder.made = True
-                return folder
-
-    def require_free(self, *, overwrite: bool) -> None:
-        """Refuse a folder that holds something else than a run that may be overwritten.
-
-        Raises:
-            UsageError: it does.
-        """
-        if not self.path.exists():
-            return
-        if not self.path.is_dir():
-            raise UsageError(f"{self} exists and is not a folder; name another one with --out")
-        if (self.path / "config.yaml").exists():
-            if not overwrite:
-                raise UsageError(
-                    f"{self} holds a run; go on with it by --resume {self}, replace it with --overwrite, or name "
-                    "another folder with --out"
-                )
-            return
-        if (self.path / REPLACED).exists() and not overwrite:
-            raise UsageError(
-                f"{self} holds a run that was being replaced when the process was killed, in {self.path / REPLACED}; "
-                "move its files back, replace it with --overwrite, or name another folder with --out"
-            )
-        # What a run leaves that was killed while it wrote its first file.
-        left = (LOCK, REPLACED)
-        others = [p.name for p in self.path.iterdir() if p.name not in left and not p.name.endswith(ASIDE)]
-        if others:
-            raise UsageError(f"{self} exists and is not an empty folder; name another one with --out")
-
-    def _make(self, *, exist_ok: bool) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=exist_ok)
-        except FileExistsError as error:
-            if exist_ok:  # a file, or a link that leads nowhere
-                raise UsageError(f"{self} exists and is not a folder; name another folder with --out") from error
-            raise
-        except OSError as error:
-            raise UsageError(f"{self} cannot be made: {error.strerror}; name another folder with --out") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -148,74 +77,10 @@ class RunFolder:
         with lock:
             yield
 
-    @contextmanager
-    def filled(self, *, overwrite: bool) -> Iterator[None]:
-        """Hold the folder while it is filled with a new run.
-
-        If that comes to nothing its files are removed, and a run that it would have replaced is there again.
-
-        Args:
-            overwrite: allow a folder that holds a run.
-
-        Raises:
-            UsageError: the folder is not free, another process holds it, or it cannot be written to.
-        """
-        try:
-            with self.locked():
-                # Once more: a run may have ended here since the folder was made.
-                self.require_free(overwrite=overwrite)
-                self._set_aside()
-                try:
-                    yield
-                except BaseException:
-                    if not self.has_begun():
-                        self._take_back()
-                    raise
-                finally:
-                    self.drop_set_aside()
-        finally:
-            self._remove_if_unused()
-
-    # A run that is overwritten lies in a folder within until the new one is there.
-
-    def _set_aside(self) -> None:
-        """Move the run that the folder holds, if any, out of the way of a new one; nothing else is touched."""
-        if not self.file("config.yaml").exists():
-            return  # what a process that was killed has set aside is still there
-        self.drop_set_aside()
-        aside = self.file(REPLACED)
-        aside.mkdir()
-        # config.yaml last: until then the folder is a run, which may be overwritten.
-        for name in ("checkpoints", *reversed(FILES)):
-            if self.file(name).exists():
-                self.file(name).replace(aside / name)
-
-    def drop_set_aside(self) -> None:
-        """Remove the run that was set aside, if any."""
-        shutil.rmtree(self.file(REPLACED), ignore_errors=True)
-
-    def _take_back(self) -> None:
-        """Remove a new run that came to nothing, and put back the one that was set aside, if any."""
-        with suppress(OSError):
-            for name in FILES:
-                self.file(name).unlink(missing_ok=True)
-            shutil.rmtree(self.file("checkpoints"), ignore_errors=True)
-            if self.file(REPLACED).is_dir():
-                for path in self.file(REPLACED).iterdir():
-                    path.replace(self.path / path.name)
-                self.file(REPLACED).rmdir()
-
     def has_begun(self) -> bool:
         """Whether its training has done anything that is worth keeping: a step in a checkpoint, or an epoch."""
         history = self.path / "history.jsonl"
         return any(Checkpoints(self.path).steps()) or (history.exists() and history.stat().st_size > 0)
-
-    def _remove_if_unused(self) -> None:
-        """Remove the folder again if it was made for a run that came to nothing."""
-        with suppress(OSError):
-            if self.made and not (self.path / "config.yaml").exists():
-                (self.path / LOCK).unlink(missing_ok=True)
-                self.path.rmdir()
 
     # Files.
 

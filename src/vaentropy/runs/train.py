@@ -21,6 +21,7 @@ from vaentropy.errors import TrainingError, UsageError
 from vaentropy.files import write_tensors
 from vaentropy.runs.build import build_model, fingerprints, load_own, num_threads, torch_device, with_absolute_paths
 from vaentropy.runs.folder import SCHEMA_VERSION, RunFolder
+from vaentropy.runs.room import drop_replaced, filled
 from vaentropy.training import Checkpoints, History, Interrupted, fit
 from vaentropy.training.floor import explain_floor
 from vaentropy.vae import VAE
@@ -81,8 +82,7 @@ def train(
         require_path("out", out)
     config = with_absolute_paths(config)
     prepared = _prepare(config)
-    folder = RunFolder.new(out, f"{Path(config.data).stem}-{config.model}", overwrite=overwrite)
-    with folder.filled(overwrite=overwrite):
+    with filled(out, f"{Path(config.data).stem}-{config.model}", overwrite=overwrite) as folder:
         # First of all: with it the folder is a run, from which training can be resumed.
         folder.write_config(config)
         return _train(folder, config, prepared, resume=False, progress=progress)
@@ -112,7 +112,7 @@ def resume(run: str | Path, *, data_folder: str | None = None, progress: bool | 
         prepared = _prepare(config, data_folder)
         if folder.file("manifest.json").exists():
             folder.require_same_data(prepared.fingerprints, prepared.data.scaling)
-        folder.drop_set_aside()
+        drop_replaced(folder)
         return _train(folder, config, prepared, resume=True, progress=progress)
 
 

@@ -31,6 +31,7 @@ from vaentropy.runs.build import (
 )
 from vaentropy.runs.folder import RunFolder
 from vaentropy.runs.output import Output
+from vaentropy.runs.room import filled, require_free
 from vaentropy.training import Checkpoints
 from vaentropy.training.checkpoint import parse_row
 from vaentropy.training.history import Row
@@ -154,7 +155,7 @@ def calibrate_run(
     if out is not None:
         if require_path("out", out).resolve() == folder.path.resolve():
             raise UsageError(f"{out} given as the folder of the copy, expected another one than that of the run itself")
-        RunFolder(out).require_free(overwrite=overwrite)
+        require_free(RunFolder(out), overwrite=overwrite)
     config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
     own = load_own(config, folder=data_folder)
     folder.require_same_data(fingerprints(own), own.scaling)
@@ -171,8 +172,7 @@ def calibrate_run(
     model.rescale(variance_factor=variance_factor, prior_factor=prior_factor)
     with num_threads(config, model):
         after = evaluate(model, own.train, expectation=expectation, **options)
-    copy = RunFolder.new(out, f"{folder.path.resolve().name}-calibrated", overwrite=overwrite)
-    with copy.filled(overwrite=overwrite):
+    with filled(out, f"{folder.path.resolve().name}-calibrated", overwrite=overwrite) as copy:
         copy.write_config(config)
         copy.write_scaling(scaling)
         copy.write_json("manifest.json", {**folder.manifest(), "status": "finished", "calibrated_from": str(folder)})

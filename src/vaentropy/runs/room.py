@@ -1,0 +1,147 @@
+"""Room for a new run: a folder of its own, or one whose run it replaces, which is there again if the new one fails."""
+
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vaentropy.checks import require_path
+from vaentropy.errors import UsageError
+from vaentropy.files import ASIDE
+from vaentropy.runs.folder import FILES, LOCK, RunFolder
+
+__all__ = ["drop_replaced", "filled", "require_free"]
+
+RUNS = Path("runs")
+# Where the run lies that is replaced, until the new one is there.
+REPLACED = ".replaced"
+
+
+@contextmanager
+def filled(out: str | Path | None, name: str, *, overwrite: bool = False) -> Iterator[RunFolder]:
+    """Hold a folder while it is filled with a new run: `out`, or the first of runs/name, runs/name-2, … that is free.
+
+    If that comes to nothing its files are removed, and a run that it would have replaced is there again.
+
+    Args:
+        out: where, or None.
+        name: of the run, where `out` is None.
+        overwrite: allow a folder that holds a run.
+
+    Raises:
+        UsageError: `out` exists and is neither empty nor a run that may be overwritten, another process holds it, or it
+            cannot be made or written to.
+    """
+    folder, made = _new(name) if out is None else _named(out, overwrite=overwrite)
+    try:
+        with folder.locked():
+            # Once more: a run may have ended here since the folder was made.
+            require_free(folder, overwrite=overwrite)
+            _set_aside(folder)
+            try:
+                yield folder
+            except BaseException:
+                if not folder.has_begun():
+                    _take_back(folder)
+                raise
+            finally:
+                drop_replaced(folder)
+    finally:
+        with suppress(OSError):
+            if made and not (folder.path / "config.yaml").exists():
+                (folder.path / LOCK).unlink(missing_ok=True)
+                folder.path.rmdir()
+
+
+def require_free(folder: RunFolder, *, overwrite: bool) -> None:
+    """Refuse a folder that holds something else than a run that may be overwritten.
+
+    Raises:
+        UsageError: it does.
+    """
+    path = folder.path
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UsageError(f"{folder} exists and is not a folder; name another one with --out")
+    if (path / "config.yaml").exists():
+        if not overwrite:
+            raise UsageError(
+                f"{folder} holds a run; go on with it by --resume {shlex.quote(str(folder))}, replace it with "
+                "--overwrite, or name another folder with --out"
+            )
+        return
+    if (path / REPLACED).exists() and not overwrite:
+        raise UsageError(
+            f"{folder} holds a run that was being replaced when the process was killed, in {path / REPLACED}; move its "
+            "files back, replace it with --overwrite, or name another folder with --out"
+        )
+    # What a run leaves that was killed while it wrote its first file.
+    left = (LOCK, REPLACED)
+    if any(found.name not in left and not found.name.endswith(ASIDE) for found in path.iterdir()):
+        raise UsageError(f"{folder} exists and is not an empty folder; name another one with --out")
+
+
+def drop_replaced(folder: RunFolder) -> None:
+    """Remove the run that was replaced, if any."""
+    shutil.rmtree(folder.file(REPLACED), ignore_errors=True)
+
+
+def _named(out: str | Path, *, overwrite: bool) -> tuple[RunFolder, bool]:
+    """A folder, and whether it was made."""
+    folder = RunFolder(require_path("out", out))
+    require_free(folder, overwrite=overwrite)
+    made = not folder.path.exists()
+    _make(folder.path, exist_ok=True)
+    return folder, made
+
+
+def _new(name: str) -> tuple[RunFolder, bool]:
+    _make(RUNS, exist_ok=True)
+    number = 1
+    while True:
+        path = RUNS / (name if number == 1 else f"{name}-{number}")
+        try:
+            _make(path, exist_ok=False)
+        except FileExistsError:
+            number += 1
+        else:
+            return RunFolder(path), True
+
+
+def _make(path: Path, *, exist_ok: bool) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError as error:
+        if exist_ok:  # a file, or a link that leads nowhere
+            raise UsageError(f"{path} exists and is not a folder; name another folder with --out") from error
+        raise
+    except OSError as error:
+        raise UsageError(f"{path} cannot be made: {error.strerror}; name another folder with --out") from error
+
+
+def _set_aside(folder: RunFolder) -> None:
+    """Move the run that the folder holds, if any, out of the way of a new one; nothing else is touched."""
+    if not folder.file("config.yaml").exists():
+        return  # what a process that was killed has set aside is still there
+    drop_replaced(folder)
+    aside = folder.file(REPLACED)
+    aside.mkdir()
+    # config.yaml last: until then the folder is a run, which may be overwritten.
+    for name in ("checkpoints", *reversed(FILES)):
+        if folder.file(name).exists():
+            folder.file(name).replace(aside / name)
+
+
+def _take_back(folder: RunFolder) -> None:
+    """Remove a new run that came to nothing, and put back the one that was set aside, if any."""
+    with suppress(OSError):
+        for name in FILES:
+            folder.file(name).unlink(missing_ok=True)
+        shutil.rmtree(folder.file("checkpoints"), ignore_errors=True)
+        aside = folder.file(REPLACED)
+        if aside.is_dir():
+            for path in aside.iterdir():
+                path.replace(folder.path / path.name)
+            aside.rmdir()
