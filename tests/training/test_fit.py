@@ -270,7 +270,7 @@ def test_no_terminal_no_output(x, capfd):
 def test_a_bar_on_request(x, capfd):
     fit(make(), x, epochs=2, progress=True)
     out, err = capfd.readouterr()
-    assert out == "" and "2/2" in err and "gap" in err
+    assert out == "" and "6/6" in err and "gap" in err
 
 
 def test_the_model_keeps_its_mode_and_float64(x):

@@ -1,6 +1,8 @@
 """When training goes wrong or goes on too long: rollbacks, early stopping, the plateau, the floor of σ²."""
 
 import math
+import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -256,3 +258,18 @@ def test_missing_values_are_encoded_as_they_were_trained_on(x):
         model.encode(holes)
     assert torch.equal(model.encode(holes, missing="ignore"), model.encode(holes.nan_to_num(nan=0.0)))
     assert model.reconstruct(holes, missing="ignore").isfinite().all()
+
+
+def test_progress_is_shown_within_long_epochs_and_goes_back_with_a_rollback(x, monkeypatch):
+    steps = []
+
+    @contextmanager
+    def bar(total, what, *, show):
+        assert (total, what) == (3 * 40, "steps")
+        yield lambda note="", /, advance=1: steps.append(advance)
+
+    monkeypatch.setattr(sys.modules["vaentropy.training.fit"], "progress_bar", bar)
+    model = make()
+    spoil(monkeypatch, model, {45})
+    fit(model, x, epochs=3, batch_size=5)
+    assert sum(steps) == 120 and len(steps) >= 12 and min(steps) < 0

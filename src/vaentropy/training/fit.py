@@ -146,29 +146,25 @@ def fit(
     mode = nullcontext() if model.training else in_mode(model, "train", keep_buffers=False)
     frozen = _frozen(model.variance_parameters()) if variances == "analytic" else nullcontext()
     device = placement(model)[0] or torch.device("cpu")
-    with (
-        mode,
-        frozen,
-        seeded(seed, device),
-        interruption(checkpoints is not None) as interrupted,
-        progress_bar(epochs, "epochs", show=progress) as report,
-    ):
+    with mode, frozen, seeded(seed, device), interruption(checkpoints is not None) as interrupted:
         how = {"batch_size": batch_size, "seed": seed, "missing": missing}
         x = TrainingData(model, data, "data", **how)
+        x_held_out = None if empty else TrainingData(model, held_out, "held_out", **how)  # type: ignore[arg-type]
         noise = torch.Generator(device).manual_seed(seed)
-        loop = Loop(
-            state=TrainingState(model, _adam(model, settings), noise, x.generator),
-            data=x,
-            held_out=None if empty else TrainingData(model, held_out, "held_out", **how),  # type: ignore[arg-type]
-            settings=settings,
-            log_jacobian=log_jacobian,
-            report=report,
-            interruption=interrupted,
-            checkpoints=checkpoints,
-            on_epoch=on_epoch,
-        )
-        loop.begin(resume=resume)
-        loop.run()
+        with progress_bar(epochs * len(x), "steps", show=progress) as report:
+            loop = Loop(
+                state=TrainingState(model, _adam(model, settings), noise, x.generator),
+                data=x,
+                held_out=x_held_out,
+                settings=settings,
+                log_jacobian=log_jacobian,
+                report=report,
+                interruption=interrupted,
+                checkpoints=checkpoints,
+                on_epoch=on_epoch,
+            )
+            loop.begin(resume=resume)
+            loop.run()
     return loop.history
 
 

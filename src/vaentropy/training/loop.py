@@ -37,6 +37,8 @@ ROLLBACK_FACTOR = 0.1
 EXPLOSION = 100.0
 # Entropy sums of so many epochs are averaged, and compared with those of as many before, to see a plateau.
 PLATEAU_EPOCHS = 10
+# The progress bar moves after so many steps at the least, and after each epoch.
+MIN_STEPS_SHOWN = 10
 
 
 @dataclass
@@ -71,9 +73,12 @@ class Loop:
         self.rate_at = LEARNING_RATES[self.settings.schedule]
         self.highest_rates = [group["lr"] for group in self.state.optimizer.param_groups]
         self.num_steps = self.settings.epochs * len(self.data)
+        # An epoch of large data may take an hour; a step of small ones takes less than to draw the bar.
+        self.show_every = max(MIN_STEPS_SHOWN, self.num_steps // 1000)
         self.epoch_start = self.state.snapshot()
         self.best: Snapshot | None = None
         self.clock = time.perf_counter()
+        self.shown, self.note = 0, ""
         # What a checkpoint has to have been made under.
         self.circumstances = {**self.settings.describe(), **self.data.describe()} if self.checkpoints else {}
 
@@ -103,7 +108,7 @@ class Loop:
         if self.settings.patience and self.state.progress.best_elbo is not None:
             self.best = checkpoints.best(self.state.progress.best_step)
         self.clock = time.perf_counter() - self.state.progress.seconds
-        self.report("resumed", self.state.progress.rows)
+        self._show("resumed")
         return True
 
     def run(self) -> None:
@@ -130,6 +135,8 @@ class Loop:
         done = progress.step - progress.rows * len(self.data)
         for batch in self.data.epoch(progress.rows + 1, done) if done < len(self.data) else ():
             self._step(batch)
+            if progress.step - self.shown >= self.show_every:
+                self._show()
             if self.checkpoints and self.checkpoints.due(progress.step) and not self._diverged(self._means()["elbo"]):
                 self._checkpoint()
             self.interruption.check()
@@ -138,6 +145,12 @@ class Loop:
             self._roll_back(means["elbo"])
         else:
             self._end_epoch(means)
+
+    def _show(self, note: str | None = None) -> None:
+        """Bring the progress bar to where training is; a rollback takes it back."""
+        self.note = self.note if note is None else note
+        self.report(self.note, self.state.progress.step - self.shown)
+        self.shown = self.state.progress.step
 
     # Within an epoch.
 
@@ -216,6 +229,7 @@ class Loop:
         rollbacks, factor = progress.rollbacks + 1, progress.learning_rate_factor * ROLLBACK_FACTOR
         self.state.restore(self.epoch_start)
         self.state.progress.rollbacks, self.state.progress.learning_rate_factor = rollbacks, factor
+        self._show()
         # A further rollback comes back to here, and keeps the count.
         self.epoch_start = self._snapshot(self.epoch_start)
         if self.checkpoints:
@@ -333,7 +347,7 @@ class Loop:
             self._checkpoint()
         if self.on_epoch:
             self.on_epoch(row)
-        self.report(
+        self._show(
             "ELBO {running_elbo:.3f}  entropy sum {running_entropy_sum:.3f}  gap {running_gap:.3f}".format(**row)
         )
 
