@@ -1,6 +1,7 @@
 """The command: what goes to stdout and stderr, exit statuses, and what is imported when."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,21 @@ def test_verify(capfd):
     assert result["holds"]
     fields = {"model", "elbo", "entropy_sum", "relative_gap", "gradient_norm", "hessian_min", "active_latents"}
     assert all(fields <= set(case) for case in result["cases"])
+
+
+@pytest.mark.parametrize(
+    ("words", "completions"),
+    [
+        ("vaentropy enc", {"plain,encode"}),
+        ("vaentropy train --model va", {f"plain,vae{number}" for number in range(4)}),
+        ("vaentropy info ru", {"file,ru"}),
+        ("vaentropy train --conf", {"plain,--config"}),
+    ],
+)
+def test_a_shell_completes_verbs_options_choices_and_files(words, completions):
+    environment = {**os.environ, "_VAENTROPY_COMPLETE": "bash_complete", "COMP_WORDS": words}
+    environment["COMP_CWORD"] = str(len(words.split()) - 1)
+    code = "from vaentropy.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert set(done.stdout.split("\n")) - {""} == completions
+    assert main(["completion", "bash"]) == 0
