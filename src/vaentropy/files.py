@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from vaentropy._typing import Tensor
-from vaentropy.errors import DataError, MissingExtraError
+from vaentropy.errors import DataError, MissingExtraError, shown
 
 __all__ = [
     "append_line",
@@ -152,6 +152,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
             raise DataError(f"{path} holds aliases (*name), expected settings without them; write the values out")
+        twice = _named_twice(yaml.compose(text, yaml.SafeLoader))
+        if twice is not None:
+            raise DataError(f"{path} names {shown(twice)} twice, expected each setting once; leave one of them out")
         values = yaml.safe_load(text)
     except DataError:
         raise
@@ -162,6 +165,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise DataError(f"{path} holds {type(values).__name__}, expected settings with names, such as epochs: 10")
     return values
+
+
+def _named_twice(node: Any) -> Any:
+    """The first key of a YAML mapping that stands there twice, of which the parser would take the last; or None."""
+    pairs = node.value if getattr(node, "id", None) == "mapping" else []
+    keys = [key.value for key, _ in pairs if isinstance(key.value, str)]
+    return next((key for number, key in enumerate(keys) if key in keys[:number]), None)
 
 
 # --- Tensors with numbers beside them, under one checksum ------------------------------------------------------------

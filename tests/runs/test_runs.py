@@ -128,6 +128,7 @@ def test_a_file_in_the_way_is_refused(tmp_path):
         ("config.yaml", "epochs: [", "is not valid YAML"),
         ("config.yaml", "- 1", "holds list, expected settings with names"),
         ("config.yaml", "epoch: 3", "unknown setting 'epoch'; did you mean 'epochs'?"),
+        ("config.yaml", "epochs: 1\nepochs: 2", "names 'epochs' twice"),
         ("config.yaml", "epochs: many", "setting epochs: 'many' given"),
         ("config.yaml", "hidden: [a]", "setting hidden"),
         ("config.yaml", "model: vae7", "model='vae7' given, expected one of vae0, vae1, vae2, vae3"),
@@ -515,6 +516,8 @@ def test_arrays_are_taken_where_the_run_was_on_a_table_and_a_missing_column_is_n
     np.save(tmp_path / "x.npy", frame.to_numpy())
     encode_run(run.folder, tmp_path / "z.npy", data=str(tmp_path / "x.npy"))
     np.testing.assert_allclose(np.load(tmp_path / "z.npy"), np.load(tmp_path / "expected.npy"), rtol=1e-5)
+    reconstruct_run(run.folder, tmp_path / "x_hat.csv")
+    assert list(pd.read_csv(tmp_path / "x_hat.csv").columns) == ["a", "b", "c"]
     frame.rename(columns={"b": "B"}).to_csv(tmp_path / "other.csv", index=False)
     with pytest.raises(UsageError, match="no column 'b'"):
         encode_run(run.folder, tmp_path / "w.npy", data=str(tmp_path / "other.csv"))

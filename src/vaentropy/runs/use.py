@@ -243,7 +243,8 @@ def reconstruct_run(
 
     Arguments, result and errors are those of `encode_run`; rows have the shape of the data (flattened in tables).
     """
-    output = Output(out, RunFolder(run).data_shape(), None, overwrite=overwrite)
+    folder = RunFolder(run)
+    output = Output(out, folder.data_shape(), folder.columns(), overwrite=overwrite)
     opened = _open(run, data, data_folder, device)
 
     def rows(batch: Tensor) -> Tensor:
@@ -282,8 +283,9 @@ def sample_run(
     """
     require_count("num_samples", num_samples)
     require_seed(seed)
-    model, scaling = load(run, device=device), RunFolder(run).scaling()
-    output = Output(out, model.data_shape, None, overwrite=overwrite)
+    folder = RunFolder(run)
+    model, scaling = load(run, device=device), folder.scaling()
+    output = Output(out, model.data_shape, folder.columns(), overwrite=overwrite)
     with output.opened(num_samples) as write:
         write(_as_stored(model.sample(num_samples, noise=noise, seed=seed), scaling))
     return num_samples
