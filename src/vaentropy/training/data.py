@@ -17,7 +17,7 @@ from vaentropy.vae import VAE
 
 __all__ = ["TrainingData"]
 
-SOME = 512
+SOME = 512  # rows that a look at the data takes
 
 
 class TrainingData:
