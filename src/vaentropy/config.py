@@ -3,16 +3,15 @@
 Nothing here imports PyTorch at the top, so that `vaentropy --help` need not wait for it.
 """
 
-import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_type_hints
 
 from vaentropy.checks import require_count, require_path
-from vaentropy.errors import UsageError, shown
+from vaentropy.errors import UsageError, nearest, shown
 
-__all__ = ["DTYPES", "FAMILIES", "NETWORKS", "RunConfig", "nearest"]
+__all__ = ["DTYPES", "FAMILIES", "NETWORKS", "RunConfig"]
 
 FAMILIES = ("vae0", "vae1", "vae2", "vae3")
 NETWORKS = ("mlp", "conv")
@@ -86,7 +85,7 @@ class RunConfig:
         for name, allowed in {"model": FAMILIES, "network": NETWORKS, "dtype": DTYPES}.items():
             value = getattr(self, name)
             if value not in allowed:
-                expected = f"expected one of {', '.join(allowed)}{_hint(value, allowed)}"
+                expected = f"expected one of {', '.join(allowed)}; {nearest(value, allowed)}".rstrip("; ")
                 raise UsageError(f"{name}={shown(value)} given, {expected}")
         for name in COUNTS:
             value = getattr(self, name)
@@ -138,7 +137,8 @@ class RunConfig:
         known = [f.name for f in fields(cls)]
         for name in values:
             if name not in known:
-                raise UsageError(f"{where}: unknown setting {shown(name)}{nearest(str(name), known)}")
+                hint = nearest(name, known) or f"there are {', '.join(known)}"
+                raise UsageError(f"{where}: unknown setting {shown(name)}; {hint.strip()}")
         hints = get_type_hints(cls)
         ready = {name: _from_yaml(value, hints[name]) for name, value in values.items()}
         try:
@@ -166,16 +166,6 @@ def _from_yaml(value: Any, kind: Any) -> Any:
         with suppress(ValueError):
             return float(value)
     return value
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """What to say after an unknown name: the nearest known one, or all of them."""
-    return _hint(name, known) or f"; there are {', '.join(known)}"
-
-
-def _hint(value: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(str(value), known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _fits(value: Any, kind: Any) -> bool:

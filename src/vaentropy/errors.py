@@ -3,7 +3,9 @@
 Every message is one line that says what was given, what was expected and what to do.
 """
 
+import difflib
 import reprlib
+from collections.abc import Collection
 from typing import Any
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "VaentropyError",
+    "nearest",
     "printable",
     "shown",
 ]
@@ -34,6 +37,12 @@ def printable(text: str) -> str:
 def shown(value: Any) -> str:
     """A value as messages quote it, cut short: one from a file may be of any size."""
     return _SHORT.repr(value)
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """ "did you mean 'x'? " with the nearest of the known names, or nothing where none is near."""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 class VaentropyError(Exception):

@@ -139,6 +139,15 @@ def _target(out: str, as_json: bool, data: str | None = None) -> str | None:
     return None if out == "-" else out
 
 
+def _write_rows(write: Any, run: str, data: str | None, out: str, as_json: bool, given: dict[str, Any]) -> None:
+    from vaentropy.progress import progress_bar
+
+    target = _target(out, as_json, data)
+    with progress_bar(None, "data points") as report:
+        rows = write(run, target, data=data, on_batch=_counting(report), **given)
+    _wrote(rows, out, as_json)
+
+
 def _wrote(num_rows: int, out: str, as_json: bool) -> None:
     from vaentropy.files import to_json
 
@@ -159,12 +168,9 @@ def _wrote(num_rows: int, out: str, as_json: bool) -> None:
 @options.as_json
 def encode(run: str, data: str | None, out: str, as_json: bool, **given: Any) -> None:
     """Write posterior means of DATA (default: the run's own), one row per data point, by the model in folder RUN."""
-    from vaentropy.progress import progress_bar
     from vaentropy.runs import encode_run
 
-    with progress_bar(None, "data points") as report:
-        rows = encode_run(run, _target(out, as_json, data), data=data, on_batch=_counting(report), **given)
-    _wrote(rows, out, as_json)
+    _write_rows(encode_run, run, data, out, as_json, given)
 
 
 @vaentropy.command()
@@ -177,12 +183,9 @@ def encode(run: str, data: str | None, out: str, as_json: bool, **given: Any) ->
 @options.as_json
 def reconstruct(run: str, data: str | None, out: str, as_json: bool, **given: Any) -> None:
     """Write reconstructions of DATA (default: the run's own), in their units, by the model in folder RUN."""
-    from vaentropy.progress import progress_bar
     from vaentropy.runs import reconstruct_run
 
-    with progress_bar(None, "data points") as report:
-        rows = reconstruct_run(run, _target(out, as_json, data), data=data, on_batch=_counting(report), **given)
-    _wrote(rows, out, as_json)
+    _write_rows(reconstruct_run, run, data, out, as_json, given)
 
 
 @vaentropy.command()

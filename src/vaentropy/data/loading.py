@@ -14,11 +14,10 @@ from vaentropy.data.catalogue import Found, OfficialSplit, find, names
 from vaentropy.data.dataset import Dataset, split
 from vaentropy.data.files import ACCEPTED, Options, source_of_file, source_of_object
 from vaentropy.data.formats.images import ImageFolder
-from vaentropy.data.formats.tables import nearest
 from vaentropy.data.scaling import Scale, Scaling, Totals
 from vaentropy.data.source import Part, Source, column_name, resident, shards_of_both
 from vaentropy.data.stored import Missing, checked, dequantised, largest, scaled
-from vaentropy.errors import DataError, UsageError, shown
+from vaentropy.errors import DataError, UsageError, nearest, shown
 
 __all__ = ["load"]
 

@@ -11,7 +11,18 @@ from torch import Tensor
 from vaentropy.errors import UsageError, shown
 from vaentropy.seeding import SEED_RANGE
 
-__all__ = ["Mapped", "Part", "Rows", "Source", "column_name", "pieces", "resident", "rows_per_shard", "shards_of_both"]
+__all__ = [
+    "Mapped",
+    "Part",
+    "Rows",
+    "Source",
+    "column_name",
+    "first_rows",
+    "pieces",
+    "resident",
+    "rows_per_shard",
+    "shards_of_both",
+]
 
 SEED_STEP = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: neighbouring pieces get unrelated seeds
 SHARD_VALUES = 2**20  # 8 MiB in float64: long enough for fast reading, short beside the buffers that hold several
@@ -205,3 +216,14 @@ def column_name(source: Source, index: Sequence[int]) -> str:
     if len(index) == 1 and source.columns:
         return f"column {source.columns[index[0]]!r}"
     return f"column {index[0] if len(index) == 1 else tuple(index)} (counted from 0)"
+
+
+def first_rows(x: Tensor | Source) -> Tensor:
+    """The first rows of (N, *data_shape), or of a source: enough to judge by, few enough to copy.
+
+    Returns:
+        (B, *data_shape), as many rows as a shard has at the most; a view of a tensor.
+    """
+    if isinstance(x, Tensor):
+        return x[: rows_per_shard(x.shape[1:])]
+    return next(iter(x))

@@ -17,6 +17,7 @@ import vaentropy
 from vaentropy.checks import require_instance, require_path
 from vaentropy.config import RunConfig
 from vaentropy.data import Dataset
+from vaentropy.data.source import first_rows
 from vaentropy.errors import TrainingError, UsageError
 from vaentropy.files import write_tensors
 from vaentropy.runs.build import build_model, fingerprints, load_own, num_threads, torch_device, with_absolute_paths
@@ -185,7 +186,7 @@ def _units(config: RunConfig, data: Dataset) -> str | None:
     """Advice where features lie far from 0 or differ much in scale, which networks cannot make up for."""
     if config.scale is not None or not data.scaling.trivial:
         return None
-    some = (data.train if isinstance(data.train, torch.Tensor) else next(iter(data.train))).double()
+    some = first_rows(data.train).double()
     mean, deviation = some.nanmean(0), (some - some.nanmean(0)).square().nanmean(0).sqrt()
     varying = deviation[deviation > 0]
     if not varying.numel():

@@ -3,7 +3,7 @@
 import torch
 
 from vaentropy._typing import Tensor
-from vaentropy.data.source import Source
+from vaentropy.data.source import Source, first_rows
 from vaentropy.likelihoods import GaussianHead
 from vaentropy.modes import in_mode
 from vaentropy.vae import VAE
@@ -26,12 +26,12 @@ def explain_floor(model: VAE, fraction: float, x: Tensor | Source) -> str | None
     Args:
         model: trained.
         fraction: of its variances that are at the floor, see `at_floor`.
-        x: (N, *data_shape), the training data; of a source the first shard is looked at.
+        x: (N, *data_shape), the training data, of which the first rows are looked at.
     """
     if not fraction or not isinstance(model.head, GaussianHead):
         return None
     floor = model.head.likelihood.floor
-    values = (x if isinstance(x, Tensor) else next(iter(x))).double()
+    values = first_rows(x).double()
     constant = int((values.nan_to_num(nan=0.0).var(0, correction=0) <= floor).sum())
     what = f"σ² is held at its floor of {floor:g} for {fraction:.1%} of the features, where the theorem does not hold: "
     if constant:

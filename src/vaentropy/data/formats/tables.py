@@ -1,19 +1,12 @@
 """Columns of tables by name: which to keep, which to leave out."""
 
-import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-from vaentropy.errors import DataError, UsageError, shown
+from vaentropy.errors import DataError, UsageError, nearest, shown
 
-__all__ = ["Names", "choose", "listed", "nearest"]
+__all__ = ["Names", "choose", "listed"]
 
 Names = Sequence[str] | str
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """ "did you mean 'x'? ", or nothing."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def choose(names: Sequence[str], columns: Names | None, exclude: Names, what: str) -> list[int]:
