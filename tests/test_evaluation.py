@@ -32,6 +32,7 @@ from vaentropy.entropy import ENTROPY_SAMPLES
 from vaentropy.errors import DataError, ModelError, UsageError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Antithetic, Frozen, GaussHermite, MonteCarlo, Sobol
+from vaentropy.families import vae1
 from vaentropy.model import from_functions
 from vaentropy.results import Evaluation
 
@@ -900,3 +901,16 @@ def test_laplace_prior_needs_no_module():
     model = from_functions(lambda x: (x, 0 * x), lambda z: z, prior=Laplace(torch.zeros(()), 1.0), variance=1.0)
     e = evaluate(model, torch.zeros(3, 2, dtype=F64), expectation=MonteCarlo(4))
     assert close(e.entropies.prior, 2 * (1 + math.log(2)), tolerance=1e-7)
+
+
+def test_covariance_of_posterior_means():
+    toy = vae1((5,), 3).double()
+    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0), dtype=F64)
+    with torch.no_grad():
+        means = toy.posterior(x).mean.numpy()
+    evaluation = evaluate(toy, x, batch_size=7)
+    assert evaluation.latent_moments is not None
+    assert np.allclose(evaluation.latent_moments.covariance.numpy(), np.cov(means, rowvar=False, ddof=0), rtol=1e-10)
+    halves = [evaluate(toy, part, expectation=MonteCarlo(2, seed)) for seed, part in enumerate((x[:11], x[11:]))]
+    both = Evaluation.merge(halves).latent_moments
+    assert both is not None and np.allclose(both.covariance.numpy(), np.cov(means, rowvar=False, ddof=0), rtol=1e-10)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vaentropy.moments import Moment, merge
+from vaentropy.moments import DataMoments, Moment, merge
 
 from .models import F64, close
 
@@ -222,3 +222,15 @@ def test_missing_values_count_as_zeros(sample, data):
     for name in ("weight", "weight_squared", "mean", "spread", "lean", "spread_squared"):
         assert close(getattr(found, name), getattr(expected, name), 10 * scale[name]), name
     assert found.noise is None or close(found.noise, expected.noise, 1e6)
+
+
+def test_covariance_of_weighted_parts_is_that_of_the_whole():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 4, generator=generator, dtype=torch.float64) + 100
+    weights = torch.randint(0, 4, (30,), generator=generator)
+    whole = np.cov(x.numpy(), rowvar=False, fweights=weights.numpy(), ddof=0)
+    parts = [DataMoments.of(x[:7], weights[:7]), DataMoments.of(x[7:], weights[7:])]
+    merged = parts[0].merge(parts[1])
+    assert np.allclose(merged.covariance.numpy(), whole, rtol=1e-10, atol=0)
+    assert np.allclose(merged.mean.numpy(), np.average(x.numpy(), axis=0, weights=weights.numpy()), rtol=1e-12)
+    assert merged.num_points == weights.sum()

@@ -16,7 +16,7 @@ from vaentropy.errors import DataError, UsageError, shown
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import Mode, in_mode
-from vaentropy.moments import Moment, merge
+from vaentropy.moments import DataMoments, Moment, merge
 from vaentropy.results import Evaluation, concatenate, read_out
 from vaentropy.rows import REMEDY, fill_missing, require_finite, rows_of
 from vaentropy.seeding import seeded
@@ -28,6 +28,7 @@ Missing = Literal["error", "ignore"]
 
 VALUES_PER_BATCH = 2**18
 FEWEST_ROWS, MOST_ROWS = 64, 16_384
+LATENTS_WITH_COVARIANCE = 256
 
 
 def _rows_per_batch(data_shape: Sequence[int]) -> int:
@@ -133,6 +134,20 @@ def _moments(terms: Mapping[str, PointTerm], weights: Tensor | None) -> dict[str
     return {name: Moment.of(term.value, of_entries(term.weight), term.noise) for name, term in terms.items()}
 
 
+def _with_latents(
+    before: DataMoments | None, terms: Mapping[str, PointTerm], weights: Tensor | None
+) -> DataMoments | None:
+    """Mean and covariance of the posterior means so far, with those of a further batch."""
+    if "latent_mean" not in terms or (weights is not None and not bool(weights.any())):
+        return before
+    mean = terms["latent_mean"].value
+    mean = mean.reshape(len(mean), -1)
+    if not 0 < mean.shape[1] <= LATENTS_WITH_COVARIANCE:
+        return None
+    of_batch = DataMoments.of(mean.cpu(), weights)
+    return of_batch if before is None else before.merge(of_batch)
+
+
 def evaluate(
     model: LatentVariableModel,
     data: Data,
@@ -194,6 +209,7 @@ def evaluate(
     kept: list[dict[str, Tensor]] = []
     seen, data_shape, generators = 0, (), {}
     decomposition: Decomposition | None = None
+    latent_moments: DataMoments | None = None
     sampled: set[str] = set()
     with torch.no_grad(), in_mode(model, mode), seeded(expectation.seed, device or torch.device("cpu")):
         for batch in _batches(data, batch_size):
@@ -217,6 +233,7 @@ def evaluate(
             exact = None if decomposition.terms["elbo"].noise is None else torch.zeros_like(jacobian)
             named = {**decomposition.terms, "log_jacobian": PointTerm(jacobian, exact)}
             parts = [merge([*parts, _moments(named, batch_weights)])]
+            latent_moments = _with_latents(latent_moments, named, batch_weights)
             if pointwise:
                 kept.append({name: t.value.cpu() for name, t in named.items() if name not in FEATURE_TERMS})
             sampled |= decomposition.sampled
@@ -235,6 +252,7 @@ def evaluate(
         num_points=seen,
         data_shape=data_shape,
         latent_shape=decomposition.latent_shape,
+        latent_moments=latent_moments,
         expectation=expectation,
         mode=mode,
         sampled=tuple(sorted(sampled)),

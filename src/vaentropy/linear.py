@@ -6,8 +6,6 @@ ELBO!", arXiv:1911.02469. All values are in nats per data point.
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -17,63 +15,11 @@ from torch import nn
 from vaentropy._typing import Float, Num, Tensor
 from vaentropy.checks import require_count
 from vaentropy.distributions import LOG_2PI, DiagonalNormal, normal_entropy, to_float64
-from vaentropy.errors import DataError, UsageError, shown
-from vaentropy.rows import as_tensor, require_finite
+from vaentropy.errors import UsageError, shown
+from vaentropy.moments import DataMoments
 from vaentropy.seeding import seeded
 
 __all__ = ["DataMoments", "LinearElboTerms", "LinearVAE"]
-
-
-@dataclass(frozen=True)
-class DataMoments:
-    """All that the linear VAE needs to know of the data: a step costs the same for any number of points.
-
-    Attributes:
-        mean: (D,).
-        covariance: (D, D), with 1/N.
-        num_points: N.
-    """
-
-    mean: Float[Tensor, "D"]
-    covariance: Float[Tensor, "D D"]
-    num_points: int
-
-    @classmethod
-    def of(cls, x: Tensor | np.ndarray) -> "DataMoments":
-        """The moments, in float64 on the device of x, of data x (N, D) of any real dtype; of large data, `merge` parts.
-
-        Raises:
-            DataError: x is not a matrix with at least one row and column, or holds a number that is not finite.
-        """
-        x = as_tensor(x)
-        if x.ndim != 2 or x.numel() == 0:
-            raise DataError(f"data of shape {tuple(x.shape)} given, expected (N, D), neither 0; flatten images first")
-        require_finite(x, "the data")
-        x = to_float64(x)
-        mean = x.mean(0)
-        centred = x - mean
-        return cls(mean, centred.T @ centred / len(x), len(x))
-
-    def merge(self, other: "DataMoments") -> "DataMoments":
-        """The moments of both parts of the data together (Chan's formula)."""
-        total = self.num_points + other.num_points
-        a, b = self.num_points / total, other.num_points / total
-        delta = other.mean - self.mean
-        covariance = a * self.covariance + b * other.covariance + a * b * torch.outer(delta, delta)
-        return DataMoments(self.mean + b * delta, covariance, total)
-
-    @cached_property
-    def eigen(self) -> tuple[Float[Tensor, "D"], Float[Tensor, "D D"]]:
-        """Eigenvalues (D,) of the covariance, the largest first, and its eigenvectors in columns (D, D), float64."""
-        values, vectors = torch.linalg.eigh(to_float64(self.covariance))
-        # Rounding leaves eigenvalues that are 0 on either side of it.
-        return values.flip(0).clamp(min=0), vectors.flip(1)
-
-    @cached_property
-    def factor(self) -> Float[Tensor, "D D"]:
-        """A with A Aᵀ = covariance, (D, D), float64."""
-        values, vectors = self.eigen
-        return vectors * values.sqrt()
 
 
 class LinearElboTerms(NamedTuple):

@@ -7,14 +7,17 @@ Parts merge by Chan's formula, which does not lose digits as a difference of raw
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
+import numpy as np
 import torch
 
-from vaentropy._typing import Tensor
+from vaentropy._typing import Float, Tensor
 from vaentropy.distributions import to_float64
+from vaentropy.errors import DataError
+from vaentropy.rows import as_tensor, require_finite
 
-__all__ = ["Moment", "merge"]
+__all__ = ["DataMoments", "Moment", "merge"]
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -160,3 +163,65 @@ def merge(parts: Iterable[Mapping[str, Moment]]) -> dict[str, Moment]:
         return {name: a[name].merge(b[name]) for name in a}
 
     return dict(reduce(both, parts))
+
+
+@dataclass(frozen=True)
+class DataMoments:
+    """Mean and covariance of vectors, which merge exactly; all that the linear VAE needs to know of the data.
+
+    Attributes:
+        mean: (D,).
+        covariance: (D, D), with 1/N.
+        num_points: N, or the sum of the weights.
+    """
+
+    mean: Float[Tensor, "D"]
+    covariance: Float[Tensor, "D D"]
+    num_points: int | float
+
+    @classmethod
+    def of(cls, x: Tensor | np.ndarray, weights: Tensor | None = None) -> "DataMoments":
+        """The moments, in float64 on the device of x, of data x (N, D) of any real dtype; of large data, `merge` parts.
+
+        Args:
+            x: (N, D).
+            weights: (N,), at least 0 and not all 0; None means 1.
+
+        Raises:
+            DataError: x is not a matrix with at least one row and column, or holds a number that is not finite.
+        """
+        x = as_tensor(x)
+        if x.ndim != 2 or x.numel() == 0:
+            raise DataError(f"data of shape {tuple(x.shape)} given, expected (N, D), neither 0; flatten images first")
+        require_finite(x, "the data")
+        x = to_float64(x)
+        if weights is None:
+            mean = x.mean(0)
+            centred = x - mean
+            return cls(mean, centred.T @ centred / len(x), len(x))
+        total = float(weights.sum())
+        share = weights.to(x) / total
+        mean = share @ x
+        centred = x - mean
+        return cls(mean, centred.T @ (centred * share.unsqueeze(-1)), total)
+
+    def merge(self, other: "DataMoments") -> "DataMoments":
+        """The moments of both parts of the data together (Chan's formula)."""
+        total = self.num_points + other.num_points
+        a, b = self.num_points / total, other.num_points / total
+        delta = other.mean - self.mean
+        covariance = a * self.covariance + b * other.covariance + a * b * torch.outer(delta, delta)
+        return DataMoments(self.mean + b * delta, covariance, total)
+
+    @cached_property
+    def eigen(self) -> tuple[Float[Tensor, "D"], Float[Tensor, "D D"]]:
+        """Eigenvalues (D,) of the covariance, the largest first, and its eigenvectors in columns (D, D), float64."""
+        values, vectors = torch.linalg.eigh(to_float64(self.covariance))
+        # Rounding leaves eigenvalues that are 0 on either side of it.
+        return values.flip(0).clamp(min=0), vectors.flip(1)
+
+    @cached_property
+    def factor(self) -> Float[Tensor, "D D"]:
+        """A with A Aᵀ = covariance, (D, D), float64."""
+        values, vectors = self.eigen
+        return vectors * values.sqrt()

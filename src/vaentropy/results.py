@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from vaentropy.checks import require_instance
 from vaentropy.errors import UsageError
 from vaentropy.expectation import Expectation
 from vaentropy.modes import Mode
-from vaentropy.moments import Moment, merge
+from vaentropy.moments import DataMoments, Moment, merge
 from vaentropy.variances import (
     decoder_residuals,
     decoder_variance_errors,
@@ -144,6 +145,8 @@ class Evaluation(Terms):
         observed_fraction: fraction of the data points, by weight, that have a value of each feature, data_shape; None
             where nothing is missing.
         latent_mean_variance: variance over the data of the posterior mean, per latent; None without normal latents.
+        latent_moments: mean and covariance over the data of the posterior means, latents flattened; None without normal
+            latents, or with more of them than `LATENTS_WITH_COVARIANCE`.
         sampled: which entropies are Monte Carlo estimates ("encoder", "prior", "decoder"): for these the identity
             holds, and the theorem where the family has it.
         moments: the sums; those of parts of the data merge into those of the whole.
@@ -160,6 +163,7 @@ class Evaluation(Terms):
     variance_kind: Literal["shared", "per_feature", "function"] | None
     observed_fraction: Tensor | None
     latent_mean_variance: Tensor | None
+    latent_moments: DataMoments | None = field(repr=False)
     sampled: tuple[str, ...]
     moments: Mapping[str, Moment] = field(repr=False)
     pointwise: Mapping[str, Tensor] | None = field(repr=False)
@@ -225,12 +229,14 @@ class Evaluation(Terms):
         moments = merge(part.moments for part in parts)
         if first.expectation.independent and len({part.expectation.seed for part in parts}) < len(parts):
             moments = {name: replace(moment, noise=None) for name, moment in moments.items()}
+        covariances = [part.latent_moments for part in parts if part.latent_moments is not None]
         pointwise = [part.pointwise for part in parts if part.pointwise is not None]
         return read_out(
             moments,
             num_points=sum(part.num_points for part in parts),
             data_shape=first.data_shape,
             latent_shape=first.latent_shape,
+            latent_moments=reduce(DataMoments.merge, covariances) if len(covariances) == len(parts) else None,
             expectation=first.expectation,
             mode=first.mode,
             sampled=tuple(sorted({name for part in parts for name in part.sampled})),
