@@ -1,0 +1,274 @@
+"""What a diagnosis stands on: evaluations, gradients, a linear model beside it, what the optimiser does besides."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import nn
+
+from vaentropy._typing import Tensor
+from vaentropy.data.given import Data
+from vaentropy.diagnosis.gradients import GradientCheck, gradient_check, trainable
+from vaentropy.diagnosis.latents import Collapse, Latents, latents_of
+from vaentropy.diagnosis.linearisation import split
+from vaentropy.diagnosis.points import Reading, batches, spread
+from vaentropy.errors import UsageError
+from vaentropy.evaluation import evaluate
+from vaentropy.expectation import Expectation
+from vaentropy.linear import LinearVAE
+from vaentropy.model import LatentVariableModel
+from vaentropy.modes import Mode
+from vaentropy.moments import DataMoments
+from vaentropy.results import Evaluation
+
+__all__ = ["Decay", "Evidence", "Thresholds", "gather"]
+
+# Features beyond which a linear model, which takes a D × D covariance, is not computed.
+MOST_FEATURES = 4096
+# Points on which the modes are compared.
+COMPARED = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """When something found is a problem; see `diagnose`, where each is explained."""
+
+    tolerance: float = 0.1
+    overfitting: float = 1.0
+    num_errors: float = 3.0
+    distance: float = 0.01
+    duplicate: float = 0.9
+    collapse: Collapse = "relative"
+
+
+@dataclass(frozen=True)
+class Decay:
+    """What weight decay does to one residual at a stationary point of the loss with it.
+
+    Attributes:
+        name: of the residual, "decoder" or "prior".
+        shift: of the residual, nats per data point.
+        layers: names of the parameters that it comes from, the largest part first.
+    """
+
+    name: str
+    shift: float
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """All that the rules look at.
+
+    Attributes:
+        model: that is diagnosed.
+        train, held_out: evaluations; `held_out` None without such data.
+        latents: table; None where posterior or prior are not normal with independent elements.
+        gradients: the gradient check; None where it was not made.
+        mode_difference: ELBO in the other mode less ELBO in the mode evaluated, on some points, and its error.
+        linear_elbo: of the best linear VAE with as many latents, on the training data; None where it was not computed.
+        beta: that the user says training had; None if nothing was said.
+        decays: what weight decay shifts, where it is part of the gradient.
+        decoupled: whether an optimiser with decoupled weight decay moves the parameters (AdamW).
+        thresholds: when something is a problem.
+        untested: what was not tested, and why.
+    """
+
+    model: LatentVariableModel
+    train: Evaluation
+    held_out: Evaluation | None
+    latents: Latents | None
+    gradients: GradientCheck | None
+    mode_difference: tuple[float, float] | None
+    linear_elbo: float | None
+    beta: float | None
+    decays: tuple[Decay, ...]
+    decoupled: bool
+    thresholds: Thresholds
+    untested: tuple[str, ...]
+
+    @property
+    def trained_beta(self) -> float:
+        """β that the model is judged to be trained with: what the user says, else what the gradients imply, else 1."""
+        if self.beta is not None:
+            return self.beta
+        if self.gradients and self.gradients.implies_other_beta(1.0, num_errors=self.thresholds.num_errors):
+            return self.gradients.implied_beta
+        return 1.0
+
+    def can_move(self, name: str) -> bool:
+        """Whether the parameters can make the move of this residual; assumed where it was not tested."""
+        move = self.gradients.moves.get(name) if self.gradients else None
+        return move is None or move.distance <= self.thresholds.distance
+
+    @property
+    def variance_gain(self) -> tuple[float, float | None] | None:
+        """Nats that optimal σ² of the form that it has would bring, with Monte Carlo error; None if it is not normal."""
+        gains, e = self.train.gains, self.train
+        if gains.variance is None or gains.feature_variance is None:
+            return None
+        if e.variance_kind == "shared":
+            return gains.variance, None if e.mc_stderr is None else e.mc_stderr.gains.variance
+        error = None if e.mc_stderr is None else e.mc_stderr.gains.feature_variance
+        # As if the features' errors were independent.
+        return float(gains.feature_variance.sum()), None if error is None else float(error.square().sum().sqrt())
+
+    @property
+    def prior_gain(self) -> float:
+        """Nats that optimal α² would bring; 0 where the prior is not normal."""
+        gain = self.train.gains.prior_variance
+        return 0.0 if gain is None else float(gain.sum())
+
+
+def gather(
+    model: LatentVariableModel,
+    data: Data,
+    held_out: Data | None,
+    *,
+    optimizer: torch.optim.Optimizer | None,
+    beta: float | None,
+    expectation: Expectation,
+    num_draws: int,
+    reading: Reading,
+    log_jacobian: Tensor | float,
+    mode: Mode,
+    gradients: bool,
+    thresholds: Thresholds,
+    report: Callable[..., None],
+) -> Evidence:
+    """Pass over the data as often as it takes.
+
+    Raises:
+        VaentropyError: as `evaluate`; data that can be read once only.
+    """
+    for name, each in (("data", data), ("held_out", held_out)):
+        if isinstance(each, Iterator):
+            raise UsageError(
+                f"{name} of type {type(each).__name__} given, which can be read once, expected data that can be read "
+                "again and again, such as a tensor or a DataLoader"
+            )
+    options: dict[str, Any] = {
+        "expectation": expectation,
+        "batch_size": reading.batch_size,
+        "bind": reading.bind,
+        "missing": reading.missing,
+        "log_jacobian": log_jacobian,
+        "mode": mode,
+    }
+    untested = []
+    train = evaluate(model, data, **options)
+    report("held-out data")
+    tested = None if held_out is None else evaluate(model, held_out, **options)
+    if held_out is None:
+        untested.append("overfitting: no held-out data given (held_out=...)")
+    report("modes")
+    difference = _mode_difference(model, data, reading, mode, expectation) if reading.bind is None else None
+    report("linear model")
+    linear = _linear_elbo(model, data, reading, train)
+    report("gradients")
+    check = None
+    if not gradients:
+        untested.append("gradients: gradients=False")
+    elif not trainable(model):
+        untested.append("gradients: the model shows no trainable parameters (modules=[...] of from_functions)")
+    else:
+        check = gradient_check(
+            model,
+            data,
+            betas=None if beta is None else (beta, 1.0),
+            num_draws=num_draws,
+            batch_size=reading.batch_size,
+            bind=reading.bind,
+            missing=reading.missing,
+            mode=mode,
+            seed=expectation.seed,
+        )
+        untested += check.untested
+    decays, decoupled = _decays(model, optimizer, check)
+    if optimizer is None:
+        untested.append("weight decay: no optimiser given (optimizer=...)")
+    report("done")
+    return Evidence(
+        model=model,
+        train=train,
+        held_out=tested,
+        latents=None if reading.bind else latents_of(model, train, collapse=thresholds.collapse),
+        gradients=check,
+        mode_difference=difference,
+        linear_elbo=linear,
+        beta=beta,
+        decays=decays,
+        decoupled=decoupled,
+        thresholds=thresholds,
+        untested=tuple(untested),
+    )
+
+
+def _mode_difference(
+    model: LatentVariableModel, data: Data, reading: Reading, mode: Mode, expectation: Expectation
+) -> tuple[float, float] | None:
+    """How much the ELBO of some points differs in the other mode, by common draws; None for a model without modes."""
+    if not isinstance(model, nn.Module):
+        return None
+    x, observed = spread(model, data, reading, COMPARED)
+    if observed is not None:
+        x = x.masked_fill(~observed, math.nan)
+    other: Mode = "train" if mode == "eval" else "eval"
+
+    def elbo(which: Mode) -> Tensor:
+        options: dict[str, Any] = {"missing": reading.missing, "batch_size": len(x), "pointwise": True}
+        pointwise = evaluate(model, x, expectation=expectation, mode=which, **options).pointwise
+        assert pointwise is not None
+        return pointwise["elbo"]
+
+    difference = elbo(other) - elbo(mode)
+    return float(difference.mean()), float(difference.std() / len(x) ** 0.5) if len(x) > 1 else math.nan
+
+
+def _linear_elbo(model: LatentVariableModel, data: Data, reading: Reading, train: Evaluation) -> float | None:
+    """ELBO of the best linear VAE, which is its log-likelihood; None where there is none to compare with."""
+    num_features = math.prod(train.data_shape)
+    num_latents = math.prod(train.latent_shape)
+    comparable = train.variance_kind is not None and train.observed_fraction is None and reading.bind is None
+    if not comparable or num_features > MOST_FEATURES or not 0 < num_latents < num_features:
+        return None
+    parts = (DataMoments.of(x.reshape(len(x), -1).cpu()) for _, x, _ in batches(model, data, reading))
+    statistics = reduce(DataMoments.merge, parts)
+    try:
+        linear = LinearVAE.optimum(statistics, num_latents)
+    except UsageError:  # σ² = 0: too few points, or data that lie in a subspace
+        return None
+    with torch.no_grad():
+        return float(linear.mean_log_likelihood(statistics))
+
+
+def _decays(
+    model: LatentVariableModel, optimizer: torch.optim.Optimizer | None, check: GradientCheck | None
+) -> tuple[tuple[Decay, ...], bool]:
+    """How weight decay shifts the residuals, and whether there is decoupled decay, for which that is not known."""
+    if optimizer is None or not isinstance(model, nn.Module):
+        return (), False
+    rates, decoupled = {}, False
+    for group in optimizer.param_groups:
+        rate = float(group.get("weight_decay") or 0.0)
+        apart = isinstance(optimizer, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay"))
+        decoupled |= rate > 0 and apart
+        for parameter in group["params"]:
+            rates[id(parameter)] = 0.0 if apart else rate
+    parameters = trainable(model)
+    if check is None or not any(rates.get(id(p)) for p in parameters):
+        return (), decoupled
+    names = {id(p): name for name, p in model.named_parameters()}
+    decays = []
+    for name, move in check.moves.items():
+        # At a stationary point of -ELBO + ½ λ ‖θ‖², ∇ELBO = λ θ.
+        parts = {
+            names[id(p)]: rates.get(id(p), 0.0) * float((p.detach() * v).double().sum())
+            for p, v in zip(parameters, split(move.direction, parameters), strict=True)
+        }
+        largest = sorted((n for n in parts if parts[n]), key=lambda n: -abs(parts[n]))
+        decays.append(Decay(name, sum(parts.values()), tuple(largest)))
+    return tuple(decays), decoupled

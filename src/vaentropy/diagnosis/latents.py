@@ -1,0 +1,194 @@
+"""The latents in one table: how much of each is used, and how they lie to each other and to the prior."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from vaentropy._typing import Float, Tensor
+from vaentropy.checks import require_number
+from vaentropy.distributions import diagonal_parameters
+from vaentropy.errors import UsageError, shown
+from vaentropy.model import LatentVariableModel
+from vaentropy.results import Evaluation
+
+__all__ = ["Collapse", "Latents", "Status", "latents_of"]
+
+Status = Literal["collapsed", "partly used", "active"]
+Collapse = Literal["relative", "paper"] | float
+
+# Relative: a latent with less than this fraction of the largest KL has collapsed, or is partly used.
+COLLAPSED, PARTLY_USED = 0.01, 0.1
+# Nats of KL below which a latent has collapsed whatever the others have: no one can tell x from it.
+LEAST_KL = 0.01
+# arXiv:2010.14860 counts a latent as inactive whose encoder entropy is within so many nats of its prior entropy.
+PAPER = 1.0
+# Latents that a table shows.
+SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Latents:
+    """One number for each latent (H,), float64, nats per data point; latents of several axes are flattened.
+
+    Attributes:
+        kl: KL(q(z_h|x) ‖ p(z_h)), mean over the data.
+        encoder_entropy: mean entropy of q(z_h|x).
+        prior_entropy: entropy of p(z_h).
+        mean: mean over the data of the posterior mean.
+        mean_variance: variance over the data of the posterior mean.
+        posterior_variance: mean posterior variance τ².
+        prior_ratio: E(z_h - m0_h)²/α_h²: 1 at a stationary point.
+        information_bound: what z_h can tell of x at most, ½ log(2πe Var z_h) - encoder entropy; never above `kl`.
+        mismatch: KL between the normal with the moments of the aggregate posterior and the prior: what the best normal
+            prior of this latent would bring.
+        correlation: of z under the aggregate posterior, (H, H); None where there are too many latents.
+        mean_correlation: of the posterior means, (H, H); None likewise.
+        status: how much each is used.
+    """
+
+    kl: Float[Tensor, "H"]
+    encoder_entropy: Float[Tensor, "H"]
+    prior_entropy: Float[Tensor, "H"]
+    mean: Float[Tensor, "H"]
+    mean_variance: Float[Tensor, "H"]
+    posterior_variance: Float[Tensor, "H"]
+    prior_ratio: Float[Tensor, "H"]
+    information_bound: Float[Tensor, "H"]
+    mismatch: Float[Tensor, "H"]
+    correlation: Float[Tensor, "H H"] | None
+    mean_correlation: Float[Tensor, "H H"] | None
+    status: tuple[Status, ...]
+
+    def __len__(self) -> int:
+        return len(self.kl)
+
+    def which(self, status: Status) -> list[int]:
+        """Numbers of the latents of this status."""
+        return [h for h, each in enumerate(self.status) if each == status]
+
+    @property
+    def correlation_cost(self) -> float:
+        """-½ log det of `correlation`: nats that a normal prior would gain by knowing the correlations; 0 if unknown."""
+        return 0.0 if self.correlation is None else max(0.0, -0.5 * float(torch.linalg.slogdet(self.correlation)[1]))
+
+    def columns(self) -> dict[str, list[Any]]:
+        """The table by columns; `latent` is the number of each."""
+        names = (
+            "kl",
+            "encoder_entropy",
+            "prior_entropy",
+            "mean",
+            "mean_variance",
+            "posterior_variance",
+            "prior_ratio",
+            "information_bound",
+            "mismatch",
+        )
+        numbers = {name: getattr(self, name).tolist() for name in names}
+        return {"latent": list(range(len(self))), "status": list(self.status), **numbers}
+
+    def __repr__(self) -> str:
+        """The table, the latents with the largest KL first."""
+        head = f"{'latent':>6}  {'status':<12}{'KL':>10}{'H enc':>10}{'H prior':>10}{'var mean':>10}{'E z²/α²':>10}{'I ≤':>10}"
+        lines = [head]
+        for h in self.kl.argsort(descending=True).tolist()[:SHOWN]:
+            values = (
+                self.kl,
+                self.encoder_entropy,
+                self.prior_entropy,
+                self.mean_variance,
+                self.prior_ratio,
+                self.information_bound,
+            )
+            lines.append(
+                f"{h:>6}  {self.status[h]:<12}" + "".join(f"{float(value[h]) + 0.0:>10.4f}" for value in values)
+            )
+        if len(self) > SHOWN:
+            lines.append(f"{'...':>6}  and {len(self) - SHOWN} more")
+        return "\n".join(lines)
+
+
+def _statuses(kl: Tensor, entropy_drop: Tensor, collapse: Collapse) -> tuple[Status, ...]:
+    if collapse == "paper":
+        return tuple("active" if drop >= PAPER else "collapsed" for drop in entropy_drop.tolist())
+    largest = float(kl.max())
+    if collapse == "relative":
+        low, high = max(LEAST_KL, COLLAPSED * largest), max(LEAST_KL, PARTLY_USED * largest)
+    else:
+        low = high = float(collapse)
+    return tuple("collapsed" if each < low else "partly used" if each < high else "active" for each in kl.tolist())
+
+
+def check_collapse(collapse: Any) -> None:
+    """Refuse what is no rule of collapse.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if isinstance(collapse, str):
+        if collapse not in ("relative", "paper"):
+            raise UsageError(f"collapse={shown(collapse)} given, expected 'relative', 'paper' or a KL in nats")
+    else:
+        require_number("collapse", collapse)
+
+
+def latents_of(
+    model: LatentVariableModel, evaluation: Evaluation, *, collapse: Collapse = "relative"
+) -> Latents | None:
+    """The table, from an evaluation of the model.
+
+    Args:
+        model: that was evaluated.
+        evaluation: of the training data.
+        collapse: "relative", a latent has collapsed with less than 1 % of the largest KL or 0.01 nats, and is partly
+            used with less than 10 %; "paper", with an encoder entropy within 1 nat of its prior entropy; a number, with
+            a KL below so many nats.
+
+    Returns:
+        None where posterior or prior are not normal with independent elements.
+    """
+    check_collapse(collapse)
+    e = evaluation
+    prior = diagonal_parameters(model.prior())
+    parts = (e.kl_per_latent, e.encoder_entropy_per_latent, e.prior_residuals, e.optimal_prior_variance)
+    if prior is None or any(part is None for part in parts) or e.latent_mean_variance is None:
+        return None
+    shape = e.latent_shape
+    prior_mean, prior_log_variance = (p.detach().cpu().expand(shape).flatten() for p in prior)
+    kl, encoder_entropy, residuals, second_moment = (part.flatten() for part in parts if part is not None)
+    prior_variance, mean = prior_log_variance.exp(), e.moments["latent_mean"].mean.flatten()
+    mean_variance = e.latent_mean_variance.flatten()
+    square = (mean - prior_mean).square()
+    posterior_variance = (second_moment - square - mean_variance).clamp(min=0)
+    spread = mean_variance + posterior_variance
+    correlation = mean_correlation = None
+    if e.latent_moments is not None:
+        covariance = e.latent_moments.covariance
+        mean_correlation = _correlation(covariance)
+        correlation = _correlation(covariance + torch.diag(posterior_variance))
+    information = 0.5 * torch.log(2 * torch.pi * torch.e * spread) - encoder_entropy
+    prior_entropy = kl + encoder_entropy + residuals
+    ratio = (spread + square) / prior_variance
+    return Latents(
+        kl=kl,
+        encoder_entropy=encoder_entropy,
+        prior_entropy=prior_entropy,
+        mean=mean,
+        mean_variance=mean_variance,
+        posterior_variance=posterior_variance,
+        prior_ratio=ratio,
+        information_bound=information,
+        mismatch=0.5 * (ratio - 1 - torch.log(spread / prior_variance)),
+        correlation=correlation,
+        mean_correlation=mean_correlation,
+        status=_statuses(kl, prior_entropy - encoder_entropy, collapse),
+    )
+
+
+def _correlation(covariance: Tensor) -> Tensor:
+    """Correlations; 0 with what does not vary."""
+    scale = covariance.diagonal().clamp(min=0).sqrt()
+    scale = torch.where(scale > 0, scale, 1.0)
+    correlation = covariance / torch.outer(scale, scale)
+    return correlation - torch.diag(correlation.diagonal()) + torch.eye(len(correlation), dtype=correlation.dtype)
