@@ -1,5 +1,6 @@
 """`diagnose`: what is wrong with a VAE, how sure that is, and what to do."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,11 +9,12 @@ import torch
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_count, require_function, require_instance, require_number
 from vaentropy.data.given import Data
-from vaentropy.diagnosis.evidence import Thresholds, gather
+from vaentropy.diagnosis.evidence import Evidence, Thresholds, gather
 from vaentropy.diagnosis.latents import Collapse, check_collapse
 from vaentropy.diagnosis.points import Reading
-from vaentropy.diagnosis.report import Diagnosis
-from vaentropy.diagnosis.rules import findings_of, tested
+from vaentropy.diagnosis.report import Diagnosis, Number
+from vaentropy.diagnosis.rules import findings_of
+from vaentropy.diagnosis.rules.finding import residuals
 from vaentropy.evaluation import Missing, check_log_jacobian
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import LatentVariableModel
@@ -118,10 +120,41 @@ def diagnose(
         )
     return Diagnosis(
         findings=findings_of(evidence),
-        tested=tested(evidence),
+        tested=_tested(evidence),
         untested=evidence.untested,
         latents=evidence.latents,
         train=evidence.train,
         held_out=evidence.held_out,
         gradients=evidence.gradients,
     )
+
+
+def _tested(e: Evidence) -> tuple[Number, ...]:
+    """What was tested, each with its outcome."""
+    numbers = residuals(e)
+    if e.gradients:
+        check = e.gradients
+        numbers += [
+            Number("gradient norm", check.norm, None, ""),
+            Number("  its noise floor", check.noise_floor, None, ""),
+        ]
+        for move in check.moves.values():
+            numbers.append(
+                Number(f"slope where the parameters {move.what}", move.along_parameters, move.along_parameters_error)
+            )
+            numbers.append(Number("  how far from that move they stay, relatively", move.distance, None, ""))
+        for beta, step in check.steps.items():
+            numbers.append(Number(f"gain of a step uphill, β = {beta:.3g}", step.gain, step.gain_error))
+        if not math.isnan(check.implied_beta):
+            numbers.append(Number("β that the gradients imply", check.implied_beta, check.implied_beta_error, ""))
+    if e.linear_elbo is not None:
+        numbers.append(Number("ELBO of the best linear VAE less that of this model", e.linear_elbo - e.train.elbo))
+    if e.latents is not None:
+        numbers.append(Number("mismatch of aggregate posterior and prior", float(e.latents.mismatch.sum())))
+        numbers.append(Number("cost of correlated latents", e.latents.correlation_cost))
+    if e.held_out is not None:
+        error = math.hypot(e.train.stderr.elbo, e.held_out.stderr.elbo)
+        numbers.append(Number("held-out ELBO less that of the training data", e.held_out.elbo - e.train.elbo, error))
+    if e.mode_difference is not None:
+        numbers.append(Number("ELBO in the other mode less that in this one", *e.mode_difference))
+    return tuple(numbers)

@@ -11,7 +11,7 @@ from torch import nn
 
 from vaentropy._typing import Tensor
 from vaentropy.data.given import Data
-from vaentropy.diagnosis.gradients import GradientCheck, gradient_check, trainable
+from vaentropy.diagnosis.gradients import GradientCheck, StepCheck, gradient_check, trainable
 from vaentropy.diagnosis.latents import Collapse, Latents, latents_of
 from vaentropy.diagnosis.linearisation import split
 from vaentropy.diagnosis.points import Reading, batches, spread
@@ -30,6 +30,8 @@ __all__ = ["Decay", "Evidence", "Thresholds", "gather"]
 MOST_FEATURES = 4096
 # Points on which the modes are compared.
 COMPARED = 1000
+# A σ² is fixed if this much of the move that scales it is left.
+NOTHING_MOVES = 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,27 @@ class Evidence:
             return self.gradients.implied_beta
         return 1.0
 
+    @property
+    def step(self) -> StepCheck | None:
+        """The step uphill for that β; None where none could be made."""
+        return self.gradients.steps.get(self.trained_beta) if self.gradients else None
+
+    @property
+    def moves_tested(self) -> bool:
+        """Whether it is known which of the theorem's moves the parameters can make."""
+        return self.gradients is not None and bool(self.gradients.moves)
+
+    @property
+    def variance_is_fixed(self) -> bool:
+        """Whether nothing moves σ²; False where that was not tested, or the likelihood is not normal."""
+        move = self.gradients.moves.get("decoder") if self.gradients else None
+        return move is not None and move.distance > NOTHING_MOVES and self.train.variance_kind is not None
+
+    @property
+    def all_collapsed(self) -> bool:
+        """Whether no latent says anything of x."""
+        return self.latents is not None and len(self.latents.which("collapsed")) == len(self.latents)
+
     def can_move(self, name: str) -> bool:
         """Whether the parameters can make the move of this residual; assumed where it was not tested."""
         move = self.gradients.moves.get(name) if self.gradients else None
@@ -106,7 +129,7 @@ class Evidence:
 
     @property
     def variance_gain(self) -> tuple[float, float | None] | None:
-        """Nats that optimal σ² of the form that it has would bring, with Monte Carlo error; None if it is not normal."""
+        """Nats that optimal σ² of the form that it has would bring, with Monte Carlo error; None without a normal."""
         gains, e = self.train.gains, self.train
         if gains.variance is None or gains.feature_variance is None:
             return None

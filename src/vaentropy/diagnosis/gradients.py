@@ -27,8 +27,8 @@ from vaentropy.seeding import seeded
 
 __all__ = ["GradientCheck", "MoveCheck", "StepCheck", "gradient_check", "trainable"]
 
-# Points at which moves and curvature are looked at, and on which the length of a step is chosen.
-LINEARISED, TRIED = 300, 2000
+# Points, at the least, at which moves and curvature are looked at, and at which a step is measured.
+LINEARISED, MEASURED = 300, 4000
 LENGTHS = (1.0, 0.5, 0.25, 0.1)
 STEP_SAMPLES = 2
 # Where the cosine between the gradients of reconstruction and KL is above this, some β balances them.
@@ -39,7 +39,7 @@ OTHER_BETA = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class MoveCheck:
-    """A move of the theorem: the residual that vanishes with it at a stationary point, and what is left where it cannot.
+    """A move of the theorem: the residual that vanishes with it at a stationary point, or what is left of that.
 
     Attributes:
         what: the move in words.
@@ -67,7 +67,7 @@ class MoveCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class StepCheck:
-    """What one Gauss-Newton step brought, measured on draws that it was not chosen by.
+    """What one Gauss-Newton step brought, measured on draws that its length was not chosen by.
 
     Attributes:
         gain: of reconstruction - β KL, nats per data point; 0 where no length of the step gained anything.
@@ -210,17 +210,18 @@ class _Look:
         seed: int,
     ):
         self.model, self.data, self.parameters = model, data, parameters
-        self.reading, self.mode, self.seed = reading, mode, seed
+        self.reading, self.seed = reading, seed
+        self.mode: Mode = mode
         self.device = placement(model)[0] or torch.device("cpu")
         self.untested: list[str] = []
         self.points: Tensor | None = None
         if reading.bind is not None:
             self.untested.append("moves and steps: the model needs context (bind)")
         elif reading.missing == "error":
-            self.points, _ = spread(model, data, reading, TRIED)
+            self.points, _ = spread(model, data, reading, MEASURED)
         else:
             # The likelihood's parameters at missing values would count as if they were observed.
-            points, observed = spread(model, data, reading, TRIED)
+            points, observed = spread(model, data, reading, MEASURED)
             self.points = points if observed is None else points[observed.flatten(1).all(1)]
 
     @contextmanager
@@ -239,8 +240,8 @@ class _Look:
         if points is None:
             return []
         try:
-            with self._running(self.seed) as generator:
-                return moves_of(outputs_of(self.model, points, generator), self.parameters)
+            with self._running(self.seed):
+                return moves_of(outputs_of(self.model, points, self.seed), self.parameters)
         except (UnsupportedError, RuntimeError) as error:
             self.untested.append(f"moves of the theorem: {str(error).splitlines()[0]}")
             return []
@@ -271,9 +272,8 @@ class _Look:
                 terms = decompose(bound, x, MonteCarlo(1), generator, observed).terms
                 for i, name in enumerate(("reconstruction", "kl")):
                     value = terms[name].value.sum()
-                    keep = {"retain_graph": i == 0, "allow_unused": True}
-                    gradients = torch.autograd.grad(value, self.parameters, **keep) if value.requires_grad else ()
-                    if gradients:
+                    if value.requires_grad:
+                        gradients = torch.autograd.grad(value, self.parameters, retain_graph=i == 0, allow_unused=True)
                         totals[i] = totals[i] + flat(gradients, self.parameters).cpu()
                 for name in residuals:
                     residuals[name] += float(terms[f"{name}_gap"].value.detach().sum())
@@ -294,8 +294,9 @@ class _Look:
         for beta in dict.fromkeys(betas):
             gradient = (sums.reconstruction - beta * sums.kl) / num_draws
             try:
-                with self._running(self.seed) as generator:
-                    direction = uphill(outputs_of(self.model, points, generator), self.parameters, gradient, beta=beta)
+                with self._running(self.seed):
+                    outputs = outputs_of(self.model, points, self.seed)
+                    direction = uphill(outputs, self.parameters, gradient, beta=beta)
             except (UnsupportedError, RuntimeError) as error:
                 reason = f"step uphill: {str(error).splitlines()[0]}"
                 self.untested += [] if reason in self.untested else [reason]
@@ -305,23 +306,22 @@ class _Look:
 
     def _step(self, direction: Tensor, beta: float) -> StepCheck:
         """The best of a few lengths of the step, and what it brings on other draws."""
-        assert self.points is not None
-        tried = {length: self._gain(direction * length, beta, self.points, self.seed + 1) for length in LENGTHS}
+        tried = {length: self._gain(direction * length, beta, self.seed + 1) for length in LENGTHS}
         length = max(tried, key=lambda each: tried[each][0])
         if tried[length][0] <= 0:
             return StepCheck(gain=0.0, gain_error=0.0, length=0.0)
-        gain, error = self._gain(direction * length, beta, self.data, self.seed + 2)
+        gain, error = self._gain(direction * length, beta, self.seed + 2)
         return StepCheck(gain=gain, gain_error=error, length=length)
 
-    def _gain(self, direction: Tensor, beta: float, data: Data, seed: int) -> tuple[float, float]:
+    def _gain(self, direction: Tensor, beta: float, seed: int) -> tuple[float, float]:
         """What a step brings, nats per data point, and its standard error, from common draws before and after."""
-        expectation = MonteCarlo(STEP_SAMPLES, seed)
-        options: dict[str, Any] = {"missing": self.reading.missing, "batch_size": self.reading.batch_size}
+        assert self.points is not None
+        x, options = self.points, {"expectation": MonteCarlo(STEP_SAMPLES, seed), "batch_size": self.reading.batch_size}
 
         def objective() -> Tensor:
-            evaluation = evaluate(self.model, data, expectation=expectation, mode=self.mode, pointwise=True, **options)
-            assert evaluation.pointwise is not None
-            return evaluation.pointwise["reconstruction"] - beta * evaluation.pointwise["kl"]
+            pointwise = evaluate(self.model, x, mode=self.mode, pointwise=True, **options).pointwise
+            assert pointwise is not None
+            return pointwise["reconstruction"] - beta * pointwise["kl"]
 
         before = objective()
         try:

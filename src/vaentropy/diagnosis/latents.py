@@ -39,6 +39,7 @@ class Latents:
         mean_variance: variance over the data of the posterior mean.
         posterior_variance: mean posterior variance τ².
         prior_ratio: E(z_h - m0_h)²/α_h²: 1 at a stationary point.
+        spread_ratio: Var z_h/α_h² under the aggregate posterior.
         information_bound: what z_h can tell of x at most, ½ log(2πe Var z_h) - encoder entropy; never above `kl`.
         mismatch: KL between the normal with the moments of the aggregate posterior and the prior: what the best normal
             prior of this latent would bring.
@@ -54,6 +55,7 @@ class Latents:
     mean_variance: Float[Tensor, "H"]
     posterior_variance: Float[Tensor, "H"]
     prior_ratio: Float[Tensor, "H"]
+    spread_ratio: Float[Tensor, "H"]
     information_bound: Float[Tensor, "H"]
     mismatch: Float[Tensor, "H"]
     correlation: Float[Tensor, "H H"] | None
@@ -68,8 +70,13 @@ class Latents:
         return [h for h, each in enumerate(self.status) if each == status]
 
     @property
+    def shift(self) -> Float[Tensor, "H"]:
+        """The part of `mismatch` that is due to the mean alone, ½ (mean - m0)²/α²."""
+        return self.mismatch - 0.5 * (self.spread_ratio - 1 - self.spread_ratio.log())
+
+    @property
     def correlation_cost(self) -> float:
-        """-½ log det of `correlation`: nats that a normal prior would gain by knowing the correlations; 0 if unknown."""
+        """-½ log det of `correlation`: nats that a normal prior would gain by knowing the correlations; 0 unknown."""
         return 0.0 if self.correlation is None else max(0.0, -0.5 * float(torch.linalg.slogdet(self.correlation)[1]))
 
     def columns(self) -> dict[str, list[Any]]:
@@ -82,6 +89,7 @@ class Latents:
             "mean_variance",
             "posterior_variance",
             "prior_ratio",
+            "spread_ratio",
             "information_bound",
             "mismatch",
         )
@@ -90,20 +98,18 @@ class Latents:
 
     def __repr__(self) -> str:
         """The table, the latents with the largest KL first."""
-        head = f"{'latent':>6}  {'status':<12}{'KL':>10}{'H enc':>10}{'H prior':>10}{'var mean':>10}{'E z²/α²':>10}{'I ≤':>10}"
-        lines = [head]
+        shown = {
+            "KL": self.kl,
+            "H enc": self.encoder_entropy,
+            "H prior": self.prior_entropy,
+            "var mean": self.mean_variance,
+            "E z²/α²": self.prior_ratio,
+            "I ≤": self.information_bound,
+        }
+        lines = [f"{'latent':>6}  {'status':<12}" + "".join(f"{name:>10}" for name in shown)]
         for h in self.kl.argsort(descending=True).tolist()[:SHOWN]:
-            values = (
-                self.kl,
-                self.encoder_entropy,
-                self.prior_entropy,
-                self.mean_variance,
-                self.prior_ratio,
-                self.information_bound,
-            )
-            lines.append(
-                f"{h:>6}  {self.status[h]:<12}" + "".join(f"{float(value[h]) + 0.0:>10.4f}" for value in values)
-            )
+            numbers = "".join(f"{float(column[h]) + 0.0:>10.4f}" for column in shown.values())
+            lines.append(f"{h:>6}  {self.status[h]:<12}{numbers}")
         if len(self) > SHOWN:
             lines.append(f"{'...':>6}  and {len(self) - SHOWN} more")
         return "\n".join(lines)
@@ -178,6 +184,7 @@ def latents_of(
         mean_variance=mean_variance,
         posterior_variance=posterior_variance,
         prior_ratio=ratio,
+        spread_ratio=spread / prior_variance,
         information_bound=information,
         mismatch=0.5 * (ratio - 1 - torch.log(spread / prior_variance)),
         correlation=correlation,

@@ -109,7 +109,7 @@ def _prior_move(outputs: Outputs, z: Tensor) -> tuple[str, dict[str, Tensor]]:
         return "multiply α² by a factor", wanted
     centred = outputs.mean.detach() - outputs.prior_mean
     wanted = {"latent_mean": 0.5 * centred, "latent_log_variance": torch.ones_like(centred)}
-    return "scale the latents, and undo it in all that takes them", {**wanted, **_undone(outputs, z)}
+    return "scale the latents and undo it", {**wanted, **_undone(outputs, z)}
 
 
 def _undone(outputs: Outputs, z: Tensor) -> dict[str, Tensor]:

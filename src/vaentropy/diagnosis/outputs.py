@@ -14,7 +14,8 @@ from torch.distributions import Bernoulli, Distribution, Independent, Poisson
 from vaentropy._typing import Tensor
 from vaentropy.distributions import LogRatePoisson, as_batch, as_prior, diagonal_parameters, to_float64
 from vaentropy.errors import UnsupportedError
-from vaentropy.model import LatentVariableModel
+from vaentropy.model import LatentVariableModel, placement
+from vaentropy.seeding import generator_of
 
 __all__ = ["Outputs", "natural_parameters", "outputs_of", "roots_of_fisher"]
 
@@ -43,16 +44,13 @@ class Outputs:
 
     def likelihood_at(self, z: Tensor) -> dict[str, Tensor]:
         """Natural parameters of p(x|z), each (B, *data_shape)."""
-        likelihood = as_batch(self.model.likelihood(z.to(self._dtype)), len(z), "likelihood(z)")
+        device, dtype = placement(self.model)
+        z = z.to(device, dtype or torch.get_default_dtype())
+        likelihood = as_batch(self.model.likelihood(z), len(z), "likelihood(z)")
         named = natural_parameters(likelihood)
         if named is None:
             raise UnsupportedError(f"a likelihood {likelihood} given, expected a normal, Bernoulli or Poisson one")
         return named
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        parameters = list(self.model.parameters()) if isinstance(self.model, torch.nn.Module) else []
-        return next((p.dtype for p in parameters if p.is_floating_point()), torch.get_default_dtype())
 
 
 def natural_parameters(distribution: Distribution) -> dict[str, Tensor] | None:
@@ -87,7 +85,7 @@ def roots_of_fisher(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: root.detach() for name, root in roots.items()}
 
 
-def outputs_of(model: LatentVariableModel, x: Tensor, generator: torch.Generator) -> Outputs:
+def outputs_of(model: LatentVariableModel, x: Tensor, seed: int) -> Outputs:
     """What the model says at points x, with one draw of z for each.
 
     Raises:
@@ -101,6 +99,6 @@ def outputs_of(model: LatentVariableModel, x: Tensor, generator: torch.Generator
     mean, log_variance = encoded
     log_variance = log_variance.expand(mean.shape)
     prior_mean, prior_log_variance = (p.to(mean.device).expand(mean.shape[1:]) for p in latents)
-    noise = torch.randn(mean.shape, generator=generator, dtype=torch.float64).to(mean.device)
+    noise = torch.randn(mean.shape, generator=generator_of(seed, "outputs"), dtype=torch.float64).to(mean.device)
     z = mean + torch.exp(0.5 * log_variance) * noise
     return Outputs(mean, log_variance, prior_mean, prior_log_variance, z, model)

@@ -11,10 +11,11 @@ from vaentropy.diagnosis.latents import Latents
 from vaentropy.errors import UsageError
 from vaentropy.results import Evaluation
 
-__all__ = ["Diagnosis", "Finding", "Number"]
+__all__ = ["Diagnosis", "Finding", "Level", "Number"]
+
+Level = Literal["problem", "note"]
 
 WIDTH = 110
-LABELS = {"problem": "problem", "note": "note"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Number:
     unit: str = "nats"
 
     def __str__(self) -> str:
-        error = "" if self.error is None or math.isnan(self.error) else f" ± {self.error:.2g}"
+        # An error of 0 is that of a closed form.
+        error = f" ± {self.error:.2g}" if self.error and not math.isnan(self.error) else ""
         unit = f" {self.unit}" if self.unit else ""
         return f"{self.what} {self.value:.4g}{error}{unit}"
 
@@ -55,7 +57,7 @@ class Finding:
     """
 
     kind: str
-    level: Literal["problem", "note"]
+    level: Level
     nats: float
     error: float | None
     verdict: str
@@ -186,7 +188,7 @@ def _headline(d: Diagnosis) -> str:
 
 def _tail(d: Diagnosis) -> Sequence[str]:
     lines = ["tested"]
-    lines += [f"  {n.what:<58}{n.value:>12.4f}{_error(n.error)} {n.unit}".rstrip() for n in d.tested]
+    lines += [f"  {n.what:<66}{n.value:>12.4f}{_error(n.error)} {n.unit}".rstrip() for n in d.tested]
     if d.untested:
         lines += ["not tested", *(f"  {reason}" for reason in d.untested)]
     if d.latents is not None:
@@ -195,7 +197,7 @@ def _tail(d: Diagnosis) -> Sequence[str]:
 
 
 def _error(error: float | None) -> str:
-    return f"{'':<13}" if error is None or math.isnan(error) else f" ± {error:<10.2g}"
+    return f" ± {error:<9.2g}" if error and not math.isnan(error) else " " * 12
 
 
 def _report(d: Diagnosis) -> list[str]:

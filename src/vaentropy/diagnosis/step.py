@@ -43,4 +43,5 @@ def uphill(
         outputs.prior_log_variance * (0.5 * beta * number) ** 0.5,
     ]
     linear = Linearisation(torch.cat([value.flatten() for value in scaled]) / number**0.5, parameters)
+    gradient = gradient.to(linear.outputs.device)
     return conjugate_gradients(lambda v: linear.transpose(linear.forward(v)), gradient, iterations=ITERATIONS)
