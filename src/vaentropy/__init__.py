@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "VAE": "vaentropy.vae",
     "Bernoulli": "vaentropy.likelihoods",
+    "Diagnosis": "vaentropy.diagnosis",
     "Evaluation": "vaentropy.results",
     "Gaussian": "vaentropy.likelihoods",
     "History": "vaentropy.training",
@@ -18,6 +19,7 @@ _HOMES = {
     "MonteCarlo": "vaentropy.expectation",
     "Poisson": "vaentropy.likelihoods",
     "calibrate": "vaentropy.calibration",
+    "diagnose": "vaentropy.diagnosis",
     "evaluate": "vaentropy.evaluation",
     "fit": "vaentropy.training",
     "from_functions": "vaentropy.model",
@@ -30,6 +32,8 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from vaentropy.calibration import calibrate as calibrate
+    from vaentropy.diagnosis import Diagnosis as Diagnosis
+    from vaentropy.diagnosis import diagnose as diagnose
     from vaentropy.evaluation import evaluate as evaluate
     from vaentropy.expectation import MonteCarlo as MonteCarlo
     from vaentropy.families import vae0 as vae0
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
 _MODULES = (
     "adapters",
     "data",
+    "diagnosis",
     "distributions",
     "entropy",
     "errors",

@@ -35,6 +35,7 @@ STEP_SAMPLES = 2
 ALIGNED = 0.95
 # A β counts as another one if it differs by this fraction.
 OTHER_BETA = 0.2
+CLEARLY_LESS = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +115,15 @@ class GradientCheck:
     untested: tuple[str, ...]
 
     def implies_other_beta(self, beta: float, *, num_errors: float = 3.0) -> bool:
-        """Whether the gradients balance at a β that differs from `beta` by more than its error and a fifth."""
+        """Whether the gradients balance at a β that differs from `beta` by more than its error and a fifth.
+
+        Where a step was made for both, it also has to gain clearly less for the implied one.
+        """
         differs = abs(self.implied_beta - beta)
-        return self.alignment > ALIGNED and differs > max(num_errors * self.implied_beta_error, OTHER_BETA * beta)
+        if self.alignment <= ALIGNED or differs <= max(num_errors * self.implied_beta_error, OTHER_BETA * beta):
+            return False
+        here, there = self.steps.get(beta), self.steps.get(self.implied_beta)
+        return here is None or there is None or there.gain < CLEARLY_LESS * here.gain
 
 
 def trainable(model: object) -> list[nn.Parameter]:
