@@ -107,6 +107,7 @@ def variance_function(likelihood):
     return ve.VAE(MLPEncoder(64, (30,)), MLPDecoder((10,)), data_shape=64, latent_dim=2, likelihood=likelihood)
 
 
+@pytest.mark.slow
 def test_softplus_head_is_found_by_what_it_does(noisy_digits):
     train, held_out = noisy_digits
     model = made(lambda: variance_function(Softplus("function")))
@@ -115,11 +116,10 @@ def test_softplus_head_is_found_by_what_it_does(noisy_digits):
     assert problems(diagnosis) == ["theorem_conditions"]
     move = diagnosis.gradients.moves["decoder"]
     assert 0.02 < move.distance < 0.5 and move.where == "the decoder's variance"
-    # What of the residual the parameters cannot reach is most of it.
-    assert abs(move.out_of_reach) > 5 * move.out_of_reach_error
-    assert abs(move.along_parameters) < 0.5 * abs(move.residual)
+    assert diagnosis["theorem_conditions"].nats == abs(move.out_of_reach) > 5 * move.out_of_reach_error
 
 
+@pytest.mark.slow
 def test_exponential_head_is_clean(noisy_digits):
     train, held_out = noisy_digits
     model = made(lambda: variance_function(Gaussian("function")))
@@ -141,6 +141,7 @@ def test_overfitted(digits):
     assert "overfitting" not in ve.diagnose(model, few)
 
 
+@pytest.mark.slow
 def test_well_trained_is_clean(digits):
     model = made(lambda: ve.vae1(64, 2, (10,)))
     fit(model, digits.train, epochs=400, learning_rate=1e-2)
