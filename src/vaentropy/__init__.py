@@ -24,6 +24,7 @@ _HOMES = {
     "fit": "vaentropy.training",
     "from_functions": "vaentropy.model",
     "load": "vaentropy.runs",
+    "select": "vaentropy.selection",
     "vae0": "vaentropy.families",
     "vae1": "vaentropy.families",
     "vae2": "vaentropy.families",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from vaentropy.model import from_functions as from_functions
     from vaentropy.results import Evaluation as Evaluation
     from vaentropy.runs import load as load
+    from vaentropy.selection import select as select
     from vaentropy.training import History as History
     from vaentropy.training import fit as fit
     from vaentropy.vae import VAE as VAE
@@ -63,6 +65,7 @@ _MODULES = (
     "expectation",
     "networks",
     "runs",
+    "selection",
     "studies",
     "training",
 )

@@ -3,6 +3,7 @@
 from vaentropy.config import RunConfig as RunConfig
 from vaentropy.runs.diagnose import diagnose_run as diagnose_run
 from vaentropy.runs.folder import RunFolder as RunFolder
+from vaentropy.runs.select import select as select
 from vaentropy.runs.train import Run as Run
 from vaentropy.runs.train import resume as resume
 from vaentropy.runs.train import train as train
