@@ -13,9 +13,10 @@ from vaentropy._typing import Tensor
 from vaentropy.data.given import Data
 from vaentropy.distributions import to_float64
 from vaentropy.errors import UsageError, shown
-from vaentropy.evaluation import Missing, evaluate
+from vaentropy.evaluation import evaluate
 from vaentropy.expectation import GaussHermite
 from vaentropy.linear import LinearVAE
+from vaentropy.passes import Missing
 from vaentropy.vae import VAE
 
 __all__ = ["prune"]
