@@ -24,6 +24,7 @@ _HOMES = {
     "fit": "vaentropy.training",
     "from_functions": "vaentropy.model",
     "load": "vaentropy.runs",
+    "prune": "vaentropy.pruning",
     "vae0": "vaentropy.families",
     "vae1": "vaentropy.families",
     "vae2": "vaentropy.families",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from vaentropy.likelihoods import Poisson as Poisson
     from vaentropy.linear import LinearVAE as LinearVAE
     from vaentropy.model import from_functions as from_functions
+    from vaentropy.pruning import prune as prune
     from vaentropy.results import Evaluation as Evaluation
     from vaentropy.runs import load as load
     from vaentropy.training import History as History

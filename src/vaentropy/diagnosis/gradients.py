@@ -16,13 +16,14 @@ from vaentropy.decomposition import decompose
 from vaentropy.diagnosis.linearisation import flat, num_elements, split
 from vaentropy.diagnosis.moves import Move, moves_of
 from vaentropy.diagnosis.outputs import outputs_of
-from vaentropy.diagnosis.points import Reading, batches, spread
+from vaentropy.diagnosis.points import Reading, spread
 from vaentropy.diagnosis.step import uphill
 from vaentropy.errors import ModelError, UnsupportedError, UsageError
-from vaentropy.evaluation import Missing, evaluate
+from vaentropy.evaluation import evaluate
 from vaentropy.expectation import MonteCarlo
 from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import Mode, in_mode
+from vaentropy.passes import Batch, Missing
 from vaentropy.seeding import seeded
 
 __all__ = ["GradientCheck", "MoveCheck", "StepCheck", "gradient_check", "trainable"]
@@ -175,7 +176,7 @@ def gradient_check(
     if not parameters:
         how = "pass modules=[...] to from_functions"
         raise UsageError(f"a model without trainable parameters given, expected an nn.Module that has some; {how}")
-    look = _Look(model, data, parameters, Reading(batch_size, bind, missing), mode, seed)
+    look = _Look(Reading(model, batch_size, bind, missing, mode), data, parameters, seed)
     moves = look.moves()
     sums = look.gradients(moves, num_draws, on_batch)
     check = GradientCheck(
@@ -207,34 +208,23 @@ class _Sums:
 class _Look:
     """One model and its data, looked at from several sides."""
 
-    def __init__(
-        self,
-        model: LatentVariableModel,
-        data: Data,
-        parameters: list[nn.Parameter],
-        reading: Reading,
-        mode: Mode,
-        seed: int,
-    ):
-        self.model, self.data, self.parameters = model, data, parameters
-        self.reading, self.seed = reading, seed
-        self.mode: Mode = mode
-        self.device = placement(model)[0] or torch.device("cpu")
+    def __init__(self, reading: Reading, data: Data, parameters: list[nn.Parameter], seed: int):
+        self.reading, self.data, self.parameters, self.seed = reading, data, parameters, seed
+        self.model = reading.model
         self.untested: list[str] = []
         self.points: Tensor | None = None
         if reading.bind is not None:
             self.untested.append("moves and steps: the model needs context (bind)")
-        elif reading.missing == "error":
-            self.points, _ = spread(model, data, reading, MEASURED)
-        else:
-            # The likelihood's parameters at missing values would count as if they were observed.
-            points, observed = spread(model, data, reading, MEASURED)
-            self.points = points if observed is None else points[observed.flatten(1).all(1)]
+            return
+        # The likelihood's parameters at missing values would count as if they were observed.
+        points, observed = spread(reading, data, MEASURED)
+        self.points = points if observed is None else points[observed.flatten(1).all(1)]
 
     @contextmanager
-    def _running(self, seed: int) -> Iterator[torch.Generator]:
-        with torch.enable_grad(), in_mode(self.model, self.mode), seeded(seed, self.device):
-            yield torch.Generator(self.device).manual_seed(seed)
+    def _running(self) -> Iterator[None]:
+        device = placement(self.model)[0] or torch.device("cpu")
+        with torch.enable_grad(), in_mode(self.model, self.reading.mode), seeded(self.seed, device):
+            yield
 
     def _some(self) -> Tensor | None:
         if self.points is None or len(self.points) < 2:
@@ -247,7 +237,7 @@ class _Look:
         if points is None:
             return []
         try:
-            with self._running(self.seed):
+            with self._running():
                 return moves_of(outputs_of(self.model, points, self.seed), self.parameters)
         except (UnsupportedError, RuntimeError) as error:
             self.untested.append(f"moves of the theorem: {str(error).splitlines()[0]}")
@@ -272,23 +262,21 @@ class _Look:
 
     def _gradient(self, seed: int, on_batch: Callable[[int], None] | None) -> tuple[Tensor, Tensor, dict[str, float]]:
         """∇reconstruction and ∇KL (P,), and the residuals, means over the data with one draw of z for each point."""
-        number, totals = 0, [torch.zeros(num_elements(self.parameters), dtype=torch.float64)] * 2
+        totals = [torch.zeros(num_elements(self.parameters), dtype=torch.float64)] * 2
         residuals = {"decoder": 0.0, "prior": 0.0}
-        with self._running(seed) as generator:
-            for bound, x, observed in batches(self.model, self.data, self.reading):
-                terms = decompose(bound, x, MonteCarlo(1), generator, observed).terms
+
+        def measure(batch: Batch) -> None:
+            with torch.enable_grad():
+                terms = decompose(batch.model, batch.x, MonteCarlo(1), batch.generator, batch.observed).terms
                 for i, name in enumerate(("reconstruction", "kl")):
                     value = terms[name].value.sum()
                     if value.requires_grad:
                         gradients = torch.autograd.grad(value, self.parameters, retain_graph=i == 0, allow_unused=True)
                         totals[i] = totals[i] + flat(gradients, self.parameters).cpu()
-                for name in residuals:
-                    residuals[name] += float(terms[f"{name}_gap"].value.detach().sum())
-                number += len(x)
-                if on_batch:
-                    on_batch(len(x))
-        if not number:
-            raise UsageError("data without points given, expected some that can be read several times, no iterator")
+            for name in residuals:
+                residuals[name] += float(terms[f"{name}_gap"].value.detach().sum())
+
+        number = self.reading.each(self.data, measure, seed=seed, on_batch=on_batch)
         reconstruction, kl = (total / number for total in totals)
         return reconstruction, kl, {name: total / number for name, total in residuals.items()}
 
@@ -301,7 +289,7 @@ class _Look:
         for beta in dict.fromkeys(betas):
             gradient = (sums.reconstruction - beta * sums.kl) / num_draws
             try:
-                with self._running(self.seed):
+                with self._running():
                     outputs = outputs_of(self.model, points, self.seed)
                     direction = uphill(outputs, self.parameters, gradient, beta=beta)
             except (UnsupportedError, RuntimeError) as error:
@@ -326,7 +314,7 @@ class _Look:
         x, options = self.points, {"expectation": MonteCarlo(STEP_SAMPLES, seed), "batch_size": self.reading.batch_size}
 
         def objective() -> Tensor:
-            pointwise = evaluate(self.model, x, mode=self.mode, pointwise=True, **options).pointwise
+            pointwise = evaluate(self.model, x, mode=self.reading.mode, pointwise=True, **options).pointwise
             assert pointwise is not None
             return pointwise["reconstruction"] - beta * pointwise["kl"]
 

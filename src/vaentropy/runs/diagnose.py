@@ -56,7 +56,7 @@ def diagnose_run(
             held_out=held_out if len(held_out) else None,
             beta=config.beta,
             expectation=expectation,
-            missing=config.missing,
+            missing=config.missing,  # type: ignore[arg-type]
             log_jacobian=scaling.log_jacobian,
             progress=progress,
             **options,
