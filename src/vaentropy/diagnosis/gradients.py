@@ -23,7 +23,7 @@ from vaentropy.evaluation import Missing, evaluate
 from vaentropy.expectation import MonteCarlo
 from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import Mode, in_mode
-from vaentropy.seeding import seeded
+from vaentropy.seeding import generator_of, seeded
 
 __all__ = ["GradientCheck", "MoveCheck", "StepCheck", "gradient_check", "trainable"]
 
@@ -224,6 +224,10 @@ class _Look:
             points, observed = spread(model, data, reading, MEASURED)
             self.points = points if observed is None else points[observed.flatten(1).all(1)]
 
+    def _seed(self, *piece: int | str) -> int:
+        """Of draws that nothing else was fitted to: a step gains on the draws that its direction comes from."""
+        return generator_of(self.seed, *piece).initial_seed()
+
     @contextmanager
     def _running(self, seed: int) -> Iterator[torch.Generator]:
         with torch.enable_grad(), in_mode(self.model, self.mode), seeded(seed, self.device):
@@ -251,7 +255,7 @@ class _Look:
         zeros = torch.zeros(num_elements(self.parameters), dtype=torch.float64)
         sums = _Sums(zeros, zeros)
         for draw in range(num_draws):
-            reconstruction, kl, residuals = self._gradient(self.seed + 1 + draw, on_batch)
+            reconstruction, kl, residuals = self._gradient(self._seed("gradient", draw), on_batch)
             sums.reconstruction, sums.kl = sums.reconstruction + reconstruction, sums.kl + kl
             sums.squares.append(float((reconstruction - kl).square().sum()))
             reached = kl != 0
@@ -306,11 +310,11 @@ class _Look:
 
     def _step(self, direction: Tensor, beta: float) -> StepCheck:
         """The best of a few lengths of the step, and what it brings on other draws."""
-        tried = {length: self._gain(direction * length, beta, self.seed + 1) for length in LENGTHS}
+        tried = {length: self._gain(direction * length, beta, self._seed("length")) for length in LENGTHS}
         length = max(tried, key=lambda each: tried[each][0])
         if tried[length][0] <= 0:
             return StepCheck(gain=0.0, gain_error=0.0, length=0.0)
-        gain, error = self._gain(direction * length, beta, self.seed + 2)
+        gain, error = self._gain(direction * length, beta, self._seed("gain"))
         return StepCheck(gain=gain, gain_error=error, length=length)
 
     def _gain(self, direction: Tensor, beta: float, seed: int) -> tuple[float, float]:
