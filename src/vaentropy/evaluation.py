@@ -58,6 +58,12 @@ def _check_options(batch_size: int | None, mode: str, missing: str) -> None:
         raise UsageError(f"missing={shown(missing)} given, expected 'error' or 'ignore'")
 
 
+def _require_model(model: object, bind: object) -> None:
+    if not all(callable(getattr(model, name, None)) for name in ("posterior", "prior", "likelihood")) and not bind:
+        expected = "one with posterior, prior and likelihood; make it by from_functions"
+        raise UsageError(f"a model of type {type(model).__name__} given, expected {expected}")
+
+
 def _check_weights(sample_weight: Tensor | np.ndarray | Sequence[float] | None) -> Tensor | None:
     if sample_weight is None:
         return None
@@ -196,9 +202,7 @@ def evaluate(
         UsageError: an argument has a wrong value, or the expectation does not fit the posterior.
     """
     _check_options(batch_size, mode, missing)
-    if not all(callable(getattr(model, name, None)) for name in ("posterior", "prior", "likelihood")) and not bind:
-        expected = "one with posterior, prior and likelihood; make it by from_functions"
-        raise UsageError(f"a model of type {type(model).__name__} given, expected {expected}")
+    _require_model(model, bind)
     require_instance("expectation", expectation, Expectation, "an Expectation such as MonteCarlo(16)")
     require_function("bind", bind)
     require_function("on_batch", on_batch)

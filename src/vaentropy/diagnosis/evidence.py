@@ -23,6 +23,7 @@ from vaentropy.model import LatentVariableModel
 from vaentropy.modes import Mode
 from vaentropy.moments import DataMoments
 from vaentropy.results import Evaluation
+from vaentropy.seeding import seeded
 
 __all__ = ["Decay", "Evidence", "Thresholds", "gather"]
 
@@ -258,8 +259,10 @@ def _linear_elbo(model: LatentVariableModel, data: Data, reading: Reading, train
     comparable = train.variance_kind is not None and train.observed_fraction is None and reading.bind is None
     if not comparable or num_features > MOST_FEATURES or not 0 < num_latents < num_features:
         return None
-    parts = (DataMoments.of(x.reshape(len(x), -1).cpu()) for _, x, _ in batches(model, data, reading))
-    statistics = reduce(DataMoments.merge, parts)
+    # A DataLoader draws from the global generator, shuffled or not.
+    with seeded(0, torch.device("cpu")):
+        parts = (DataMoments.of(x.reshape(len(x), -1).cpu()) for _, x, _ in batches(model, data, reading))
+        statistics = reduce(DataMoments.merge, parts)
     try:
         linear = LinearVAE.optimum(statistics, num_latents)
     except UsageError:  # σ² = 0: too few points, or data that lie in a subspace

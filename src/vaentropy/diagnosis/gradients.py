@@ -1,8 +1,8 @@
 """The gradient check: how far from stationary a model is, and whether it can make the moves of the theorem."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vaentropy._typing import Float, Tensor
-from vaentropy.checks import require_count, require_number, require_seed
+from vaentropy.checks import require_count, require_function, require_number, require_seed
 from vaentropy.data.given import Data
 from vaentropy.decomposition import decompose
 from vaentropy.diagnosis.linearisation import flat, num_elements, split
@@ -18,8 +18,8 @@ from vaentropy.diagnosis.moves import Move, moves_of
 from vaentropy.diagnosis.outputs import outputs_of
 from vaentropy.diagnosis.points import Reading, batches, spread
 from vaentropy.diagnosis.step import uphill
-from vaentropy.errors import ModelError, UnsupportedError, UsageError
-from vaentropy.evaluation import Missing, evaluate
+from vaentropy.errors import ModelError, UnsupportedError, UsageError, shown
+from vaentropy.evaluation import Missing, _check_options, _require_model, evaluate
 from vaentropy.expectation import MonteCarlo
 from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import Mode, in_mode
@@ -160,8 +160,14 @@ def gradient_check(
         UsageError: the model has no parameters to train, or an argument has a wrong value.
         DataError, ModelError: as for `evaluate`.
     """
+    _check_options(batch_size, mode, missing)
+    _require_model(model, bind)
+    require_function("bind", bind)
+    require_function("on_batch", on_batch)
     require_count("num_draws", num_draws, least=2)
     require_seed(seed)
+    if betas is not None and not isinstance(betas, Iterable):
+        raise UsageError(f"betas={shown(betas)} given, expected a list of positive numbers")
     for beta in betas or ():
         require_number("betas", beta)
     parameters = trainable(model)
@@ -217,12 +223,14 @@ class _Look:
         self.points: Tensor | None = None
         if reading.bind is not None:
             self.untested.append("moves and steps: the model needs context (bind)")
-        elif reading.missing == "error":
-            self.points, _ = spread(model, data, reading, MEASURED)
         else:
-            # The likelihood's parameters at missing values would count as if they were observed.
             points, observed = spread(model, data, reading, MEASURED)
-            self.points = points if observed is None else points[observed.flatten(1).all(1)]
+            # The likelihood's parameters at missing values would count as if they were observed.
+            points = points if observed is None else points[observed.flatten(1).all(1)]
+            if len(points) < 2:
+                self.untested.append("moves and steps: fewer than two data points without missing values")
+            else:
+                self.points = points
 
     def _seed(self, *piece: int | str) -> int:
         """Of draws that nothing else was fitted to: a step gains on the draws that its direction comes from."""
@@ -234,9 +242,7 @@ class _Look:
             yield torch.Generator(self.device).manual_seed(seed)
 
     def _some(self) -> Tensor | None:
-        if self.points is None or len(self.points) < 2:
-            return None
-        return self.points[:: max(1, len(self.points) // LINEARISED)]
+        return None if self.points is None else self.points[:: max(1, len(self.points) // LINEARISED)]
 
     def moves(self) -> list[Move]:
         """The theorem's moves, as near as the parameters come; none where that cannot be told."""
@@ -273,12 +279,10 @@ class _Look:
         residuals = {"decoder": 0.0, "prior": 0.0}
         with self._running(seed) as generator:
             for bound, x, observed in batches(self.model, self.data, self.reading):
-                terms = decompose(bound, x, MonteCarlo(1), generator, observed).terms
-                for i, name in enumerate(("reconstruction", "kl")):
-                    value = terms[name].value.sum()
-                    if value.requires_grad:
-                        gradients = torch.autograd.grad(value, self.parameters, retain_graph=i == 0, allow_unused=True)
-                        totals[i] = totals[i] + flat(gradients, self.parameters).cpu()
+                with in_mode(bound, self.mode) if self.reading.bind else nullcontext():
+                    terms = decompose(bound, x, MonteCarlo(1), generator, observed).terms
+                    for i, name in enumerate(("reconstruction", "kl")):
+                        totals[i] = totals[i] + self._gradient_of(terms[name].value.sum())
                 for name in residuals:
                     residuals[name] += float(terms[f"{name}_gap"].value.detach().sum())
                 number += len(x)
@@ -288,6 +292,12 @@ class _Look:
             raise UsageError("data without points given, expected some that can be read several times, no iterator")
         reconstruction, kl = (total / number for total in totals)
         return reconstruction, kl, {name: total / number for name, total in residuals.items()}
+
+    def _gradient_of(self, value: Tensor) -> Tensor:
+        if not value.requires_grad:
+            return torch.zeros(num_elements(self.parameters), dtype=torch.float64)
+        gradients = torch.autograd.grad(value, self.parameters, retain_graph=True, allow_unused=True)
+        return flat(gradients, self.parameters).cpu()
 
     def steps(self, betas: Sequence[float], sums: _Sums, num_draws: int) -> dict[float, StepCheck]:
         """A step uphill for each β."""

@@ -8,9 +8,11 @@ import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.data.given import Data
+from vaentropy.errors import DataError
 from vaentropy.evaluation import Missing, _batches, _require_shape, _without_missing
 from vaentropy.model import LatentVariableModel, placement
 from vaentropy.rows import rows_of
+from vaentropy.seeding import seeded
 
 __all__ = ["Reading", "batches", "spread"]
 
@@ -47,19 +49,26 @@ def spread(model: LatentVariableModel, data: Data, reading: Reading, num_points:
 
     Returns:
         x, at least `num_points` of them where there are as many, and fewer than twice that; observed or None.
+
+    Raises:
+        DataError: there are none, or as for `evaluate`.
     """
     kept: list[tuple[Tensor, Tensor]] = []
     step, seen, any_missing = 1, 0, False
-    for _, x, observed in batches(model, data, reading):
-        # Row numbers that are multiples of the step, whatever the batches.
-        first = -seen % step
-        any_missing |= observed is not None
-        there = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
-        kept.append((x[first::step], there[first::step]))
-        seen += len(x)
-        while sum(len(rows) for rows, _ in kept) >= 2 * num_points:
-            step *= 2
-            rows, there = (torch.cat(parts)[::2] for parts in zip(*kept, strict=True))
-            kept = [(rows, there)]
+    # A DataLoader draws from the global generator, shuffled or not.
+    with seeded(0, torch.device("cpu")):
+        for _, x, observed in batches(model, data, reading):
+            # Row numbers that are multiples of the step, whatever the batches.
+            first = -seen % step
+            any_missing |= observed is not None
+            there = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
+            kept.append((x[first::step], there[first::step]))
+            seen += len(x)
+            while sum(len(rows) for rows, _ in kept) >= 2 * num_points:
+                step *= 2
+                rows, there = (torch.cat(parts)[::2] for parts in zip(*kept, strict=True))
+                kept = [(rows, there)]
+    if not kept:
+        raise DataError("no data points given, expected at least one")
     rows, there = (torch.cat(parts) for parts in zip(*kept, strict=True))
     return rows, there if any_missing else None
