@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "VAE": "vaentropy.vae",
     "Bernoulli": "vaentropy.likelihoods",
+    "Diagnosis": "vaentropy.diagnosis",
     "Evaluation": "vaentropy.results",
     "Gaussian": "vaentropy.likelihoods",
     "History": "vaentropy.training",
@@ -18,10 +19,12 @@ _HOMES = {
     "MonteCarlo": "vaentropy.expectation",
     "Poisson": "vaentropy.likelihoods",
     "calibrate": "vaentropy.calibration",
+    "diagnose": "vaentropy.diagnosis",
     "evaluate": "vaentropy.evaluation",
     "fit": "vaentropy.training",
     "from_functions": "vaentropy.model",
     "load": "vaentropy.runs",
+    "prune": "vaentropy.pruning",
     "vae0": "vaentropy.families",
     "vae1": "vaentropy.families",
     "vae2": "vaentropy.families",
@@ -30,6 +33,8 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from vaentropy.calibration import calibrate as calibrate
+    from vaentropy.diagnosis import Diagnosis as Diagnosis
+    from vaentropy.diagnosis import diagnose as diagnose
     from vaentropy.evaluation import evaluate as evaluate
     from vaentropy.expectation import MonteCarlo as MonteCarlo
     from vaentropy.families import vae0 as vae0
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
     from vaentropy.likelihoods import Poisson as Poisson
     from vaentropy.linear import LinearVAE as LinearVAE
     from vaentropy.model import from_functions as from_functions
+    from vaentropy.pruning import prune as prune
     from vaentropy.results import Evaluation as Evaluation
     from vaentropy.runs import load as load
     from vaentropy.training import History as History
@@ -52,6 +58,7 @@ if TYPE_CHECKING:
 _MODULES = (
     "adapters",
     "data",
+    "diagnosis",
     "distributions",
     "entropy",
     "errors",

@@ -101,6 +101,30 @@ def evaluate(run: str, num_samples: int, seed: int, as_json: bool, **given: Any)
 
 @vaentropy.command()
 @click.argument("run", type=options.PATH)
+@click.option("--data", type=options.PATH, help="Judge overfitting by this data set, file or folder.")
+@options.data_folder
+@click.option("--tolerance", type=float, default=0.1, show_default=True, help="Nats below which nothing is a problem.")
+@click.option("--overfitting", type=float, default=1.0, show_default=True, help="Nats that held-out data may cost.")
+@click.option("--collapse", default="relative", show_default=True, help="relative, paper, or a KL in nats.")
+@click.option("--num-samples", type=int, default=16, show_default=True, help="Draws of z per point.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
+@click.option("--strict", is_flag=True, help="Exit with 1 if there is a problem.")
+@options.device
+@options.as_json
+def diagnose(run: str, num_samples: int, seed: int, collapse: str, strict: bool, as_json: bool, **given: Any) -> int:
+    """Tell what is wrong with the model in folder RUN, how sure that is, and what to do."""
+    from vaentropy.expectation import MonteCarlo
+    from vaentropy.files import to_json
+    from vaentropy.runs import diagnose_run
+
+    rule = float(collapse) if collapse.replace(".", "", 1).isdecimal() else collapse
+    diagnosis = diagnose_run(run, expectation=MonteCarlo(num_samples, seed), collapse=rule, **given)
+    click.echo(to_json({"run": run, **diagnosis.to_dict()}) if as_json else diagnosis)
+    return int(strict and not diagnosis.clean)
+
+
+@vaentropy.command()
+@click.argument("run", type=options.PATH)
 @click.option(
     "--out", type=options.PATH, help="Folder of the calibrated copy, new or empty; default: a new one under runs/."
 )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,19 +10,20 @@ import torch
 from torch import nn
 
 from vaentropy._typing import Float, Tensor
-from vaentropy.checks import require_count, require_function, require_number, require_seed
+from vaentropy.checks import require_count, require_number, require_seed
 from vaentropy.data.given import Data
 from vaentropy.decomposition import decompose
 from vaentropy.diagnosis.linearisation import flat, num_elements, split
 from vaentropy.diagnosis.moves import Move, moves_of
 from vaentropy.diagnosis.outputs import outputs_of
-from vaentropy.diagnosis.points import Reading, batches, spread
+from vaentropy.diagnosis.points import Reading, spread
 from vaentropy.diagnosis.step import uphill
 from vaentropy.errors import ModelError, UnsupportedError, UsageError, shown
-from vaentropy.evaluation import Missing, _check_options, _require_model, evaluate
+from vaentropy.evaluation import evaluate
 from vaentropy.expectation import MonteCarlo
 from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import Mode, in_mode
+from vaentropy.passes import Batch, Missing
 from vaentropy.seeding import generator_of, seeded
 
 __all__ = ["GradientCheck", "MoveCheck", "StepCheck", "gradient_check", "trainable"]
@@ -35,6 +36,7 @@ STEP_SAMPLES = 2
 ALIGNED = 0.95
 # A β counts as another one if it differs by this fraction.
 OTHER_BETA = 0.2
+CLEARLY_LESS = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +116,15 @@ class GradientCheck:
     untested: tuple[str, ...]
 
     def implies_other_beta(self, beta: float, *, num_errors: float = 3.0) -> bool:
-        """Whether the gradients balance at a β that differs from `beta` by more than its error and a fifth."""
+        """Whether the gradients balance at a β that differs from `beta` by more than its error and a fifth.
+
+        Where a step was made for both, it also has to gain clearly less for the implied one.
+        """
         differs = abs(self.implied_beta - beta)
-        return self.alignment > ALIGNED and differs > max(num_errors * self.implied_beta_error, OTHER_BETA * beta)
+        if self.alignment <= ALIGNED or differs <= max(num_errors * self.implied_beta_error, OTHER_BETA * beta):
+            return False
+        here, there = self.steps.get(beta), self.steps.get(self.implied_beta)
+        return here is None or there is None or there.gain < CLEARLY_LESS * here.gain
 
 
 def trainable(model: object) -> list[nn.Parameter]:
@@ -160,10 +168,6 @@ def gradient_check(
         UsageError: the model has no parameters to train, or an argument has a wrong value.
         DataError, ModelError: as for `evaluate`.
     """
-    _check_options(batch_size, mode, missing)
-    _require_model(model, bind)
-    require_function("bind", bind)
-    require_function("on_batch", on_batch)
     require_count("num_draws", num_draws, least=2)
     require_seed(seed)
     if betas is not None and not isinstance(betas, Iterable):
@@ -174,7 +178,7 @@ def gradient_check(
     if not parameters:
         how = "pass modules=[...] to from_functions"
         raise UsageError(f"a model without trainable parameters given, expected an nn.Module that has some; {how}")
-    look = _Look(model, data, parameters, Reading(batch_size, bind, missing), mode, seed)
+    look = _Look(Reading(model, batch_size, bind, missing, mode), data, parameters, seed)
     moves = look.moves()
     sums = look.gradients(moves, num_draws, on_batch)
     check = GradientCheck(
@@ -206,40 +210,31 @@ class _Sums:
 class _Look:
     """One model and its data, looked at from several sides."""
 
-    def __init__(
-        self,
-        model: LatentVariableModel,
-        data: Data,
-        parameters: list[nn.Parameter],
-        reading: Reading,
-        mode: Mode,
-        seed: int,
-    ):
-        self.model, self.data, self.parameters = model, data, parameters
-        self.reading, self.seed = reading, seed
-        self.mode: Mode = mode
-        self.device = placement(model)[0] or torch.device("cpu")
+    def __init__(self, reading: Reading, data: Data, parameters: list[nn.Parameter], seed: int):
+        self.reading, self.data, self.parameters, self.seed = reading, data, parameters, seed
+        self.model = reading.model
         self.untested: list[str] = []
         self.points: Tensor | None = None
         if reading.bind is not None:
             self.untested.append("moves and steps: the model needs context (bind)")
+            return
+        # The likelihood's parameters at missing values would count as if they were observed.
+        points, observed = spread(reading, data, MEASURED)
+        points = points if observed is None else points[observed.flatten(1).all(1)]
+        if len(points) < 2:
+            self.untested.append("moves and steps: fewer than two data points without missing values")
         else:
-            points, observed = spread(model, data, reading, MEASURED)
-            # The likelihood's parameters at missing values would count as if they were observed.
-            points = points if observed is None else points[observed.flatten(1).all(1)]
-            if len(points) < 2:
-                self.untested.append("moves and steps: fewer than two data points without missing values")
-            else:
-                self.points = points
+            self.points = points
 
     def _seed(self, *piece: int | str) -> int:
         """Of draws that nothing else was fitted to: a step gains on the draws that its direction comes from."""
         return generator_of(self.seed, *piece).initial_seed()
 
     @contextmanager
-    def _running(self, seed: int) -> Iterator[torch.Generator]:
-        with torch.enable_grad(), in_mode(self.model, self.mode), seeded(seed, self.device):
-            yield torch.Generator(self.device).manual_seed(seed)
+    def _running(self) -> Iterator[None]:
+        device = placement(self.model)[0] or torch.device("cpu")
+        with torch.enable_grad(), in_mode(self.model, self.reading.mode), seeded(self.seed, device):
+            yield
 
     def _some(self) -> Tensor | None:
         return None if self.points is None else self.points[:: max(1, len(self.points) // LINEARISED)]
@@ -250,7 +245,7 @@ class _Look:
         if points is None:
             return []
         try:
-            with self._running(self.seed):
+            with self._running():
                 return moves_of(outputs_of(self.model, points, self.seed), self.parameters)
         except (UnsupportedError, RuntimeError) as error:
             self.untested.append(f"moves of the theorem: {str(error).splitlines()[0]}")
@@ -275,29 +270,23 @@ class _Look:
 
     def _gradient(self, seed: int, on_batch: Callable[[int], None] | None) -> tuple[Tensor, Tensor, dict[str, float]]:
         """∇reconstruction and ∇KL (P,), and the residuals, means over the data with one draw of z for each point."""
-        number, totals = 0, [torch.zeros(num_elements(self.parameters), dtype=torch.float64)] * 2
+        totals = [torch.zeros(num_elements(self.parameters), dtype=torch.float64)] * 2
         residuals = {"decoder": 0.0, "prior": 0.0}
-        with self._running(seed) as generator:
-            for bound, x, observed in batches(self.model, self.data, self.reading):
-                with in_mode(bound, self.mode) if self.reading.bind else nullcontext():
-                    terms = decompose(bound, x, MonteCarlo(1), generator, observed).terms
-                    for i, name in enumerate(("reconstruction", "kl")):
-                        totals[i] = totals[i] + self._gradient_of(terms[name].value.sum())
-                for name in residuals:
-                    residuals[name] += float(terms[f"{name}_gap"].value.detach().sum())
-                number += len(x)
-                if on_batch:
-                    on_batch(len(x))
-        if not number:
-            raise UsageError("data without points given, expected some that can be read several times, no iterator")
+
+        def measure(batch: Batch) -> None:
+            with torch.enable_grad():
+                terms = decompose(batch.model, batch.x, MonteCarlo(1), batch.generator, batch.observed).terms
+                for i, name in enumerate(("reconstruction", "kl")):
+                    value = terms[name].value.sum()
+                    if value.requires_grad:
+                        gradients = torch.autograd.grad(value, self.parameters, retain_graph=i == 0, allow_unused=True)
+                        totals[i] = totals[i] + flat(gradients, self.parameters).cpu()
+            for name in residuals:
+                residuals[name] += float(terms[f"{name}_gap"].value.detach().sum())
+
+        number = self.reading.each(self.data, measure, seed=seed, on_batch=on_batch)
         reconstruction, kl = (total / number for total in totals)
         return reconstruction, kl, {name: total / number for name, total in residuals.items()}
-
-    def _gradient_of(self, value: Tensor) -> Tensor:
-        if not value.requires_grad:
-            return torch.zeros(num_elements(self.parameters), dtype=torch.float64)
-        gradients = torch.autograd.grad(value, self.parameters, retain_graph=True, allow_unused=True)
-        return flat(gradients, self.parameters).cpu()
 
     def steps(self, betas: Sequence[float], sums: _Sums, num_draws: int) -> dict[float, StepCheck]:
         """A step uphill for each β."""
@@ -308,7 +297,7 @@ class _Look:
         for beta in dict.fromkeys(betas):
             gradient = (sums.reconstruction - beta * sums.kl) / num_draws
             try:
-                with self._running(self.seed):
+                with self._running():
                     outputs = outputs_of(self.model, points, self.seed)
                     direction = uphill(outputs, self.parameters, gradient, beta=beta)
             except (UnsupportedError, RuntimeError) as error:
@@ -333,7 +322,7 @@ class _Look:
         x, options = self.points, {"expectation": MonteCarlo(STEP_SAMPLES, seed), "batch_size": self.reading.batch_size}
 
         def objective() -> Tensor:
-            pointwise = evaluate(self.model, x, mode=self.mode, pointwise=True, **options).pointwise
+            pointwise = evaluate(self.model, x, mode=self.reading.mode, pointwise=True, **options).pointwise
             assert pointwise is not None
             return pointwise["reconstruction"] - beta * pointwise["kl"]
 

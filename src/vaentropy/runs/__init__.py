@@ -1,6 +1,7 @@
 """Training runs and the folders they leave; every verb of the command is one function here."""
 
 from vaentropy.config import RunConfig as RunConfig
+from vaentropy.runs.diagnose import diagnose_run as diagnose_run
 from vaentropy.runs.folder import RunFolder as RunFolder
 from vaentropy.runs.train import Run as Run
 from vaentropy.runs.train import resume as resume

@@ -114,7 +114,7 @@ def feature_variances(e: Evidence) -> Finding | None:
     ]
     remedy = "Gaussian('per_feature')"
     if still := int((optimal <= HARDLY_VARIES * optimal.mean()).sum()):
-        evidence.append(Number("features that hardly vary", still, None, ""))
+        evidence.append(Number("features that hardly vary", float(still), None, ""))
         remedy += ", if their densities mean something: features that hardly vary take the ELBO as high as one likes"
     verdict = "noise of its own for each feature would gain over one shared σ²"
     return finding(e, "feature_variances", verdict, nats=nats, evidence=evidence, remedy=remedy, level="note")

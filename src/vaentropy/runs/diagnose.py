@@ -1,0 +1,63 @@
+"""Diagnosis of the model that a run left."""
+
+from pathlib import Path
+from typing import Any
+
+from vaentropy._typing import Tensor
+from vaentropy.checks import require_instance
+from vaentropy.data.source import Source
+from vaentropy.diagnosis import Diagnosis, diagnose
+from vaentropy.expectation import Expectation, MonteCarlo
+from vaentropy.runs.build import fingerprints, load_other, load_own, num_threads
+from vaentropy.runs.folder import RunFolder
+from vaentropy.runs.use import _require_shape, load
+
+__all__ = ["diagnose_run"]
+
+
+def diagnose_run(
+    run: str | Path,
+    *,
+    data: str | None = None,
+    data_folder: str | None = None,
+    expectation: Expectation = MonteCarlo(16),
+    device: str = "auto",
+    progress: bool | None = None,
+    **options: Any,
+) -> Diagnosis:
+    """Diagnose the model of a run on the data that it was trained on.
+
+    Args:
+        run: its folder.
+        data: a data set, file or folder to judge overfitting by, in place of the run's own held-out part; read and
+            scaled as the run's own data.
+        data_folder: where the files of a named data set are, if no longer where the run found them.
+        expectation: how to average over the posterior.
+        device: as in `RunConfig`.
+        progress: a bar on stderr; None shows it on a terminal.
+        **options: further ones of `diagnose`, such as its thresholds; `beta` is that of the run's settings.
+
+    Raises:
+        VaentropyError: the run or the data cannot be used.
+    """
+    folder = RunFolder(run)
+    require_instance("expectation", expectation, Expectation, "an Expectation such as MonteCarlo(16)")
+    config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
+    own = load_own(config, folder=data_folder)
+    folder.require_same_data(fingerprints(own), own.scaling)
+    held_out: Tensor | Source = own.held_out
+    if data is not None:
+        held_out = load_other(config, data, scaling, folder.columns(), folder=data_folder).train
+        _require_shape(model, held_out)
+    with num_threads(config, model):
+        return diagnose(
+            model,
+            own.train,
+            held_out=held_out if len(held_out) else None,
+            beta=config.beta,
+            expectation=expectation,
+            missing=config.missing,  # type: ignore[arg-type]
+            log_jacobian=scaling.log_jacobian,
+            progress=progress,
+            **options,
+        )
