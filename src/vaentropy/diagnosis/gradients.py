@@ -16,7 +16,7 @@ from vaentropy.decomposition import decompose
 from vaentropy.diagnosis.linearisation import flat, num_elements, split
 from vaentropy.diagnosis.moves import Move, moves_of
 from vaentropy.diagnosis.outputs import outputs_of
-from vaentropy.diagnosis.points import Reading, spread
+from vaentropy.diagnosis.points import Reading, require_rereadable, spread
 from vaentropy.diagnosis.step import uphill
 from vaentropy.errors import ModelError, UnsupportedError, UsageError, shown
 from vaentropy.evaluation import evaluate
@@ -168,6 +168,7 @@ def gradient_check(
         UsageError: the model has no parameters to train, or an argument has a wrong value.
         DataError, ModelError: as for `evaluate`.
     """
+    require_rereadable("data", data)
     require_count("num_draws", num_draws, least=2)
     require_seed(seed)
     if betas is not None and not isinstance(betas, Iterable):
