@@ -171,10 +171,10 @@ def gradient_check(
     require_rereadable("data", data)
     require_count("num_draws", num_draws, least=2)
     require_seed(seed)
-    if betas is not None and not isinstance(betas, Iterable):
-        raise UsageError(f"betas={shown(betas)} given, expected a list of positive numbers")
-    for beta in betas or ():
-        require_number("betas", beta)
+    if betas is not None:
+        if not isinstance(betas, Iterable):
+            raise UsageError(f"betas={shown(betas)} given, expected a list of positive numbers")
+        betas = [require_number("betas", beta) for beta in betas]
     parameters = trainable(model)
     if not parameters:
         how = "pass modules=[...] to from_functions"
