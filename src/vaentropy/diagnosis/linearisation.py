@@ -13,7 +13,7 @@ Linear = Callable[[Tensor], Tensor]
 
 # Random directions from which the size of each column of a matrix is estimated, good to a factor of two.
 NUM_PROBES = 8
-# Columns smaller than this, relative to the largest, count as zero.
+# Columns and curvatures smaller than this, relative to the largest, count as zero.
 NEGLIGIBLE = 1e-12
 
 
@@ -157,15 +157,18 @@ def conjugate_gradients(
     """
     x, residual, direction = torch.zeros_like(right), right, right
     square = residual.dot(residual)
-    start, risen = square, 0.0
+    start, risen, steepest = square, 0.0, 0.0
     for iteration in range(1, iterations + 1):
         applied = apply(direction)
-        curvature = direction.dot(applied)
-        if not curvature > 0 or square <= torch.finfo(right.dtype).eps ** 2 * start:
+        curvature, length = direction.dot(applied), direction.dot(direction)
+        steepest = max(steepest, float(curvature / length)) if length > 0 else 0.0
+        # Along what A does not see, rounding alone would make steps, and large ones.
+        level = not curvature > NEGLIGIBLE * steepest * length
+        if level or square <= torch.finfo(right.dtype).eps ** 2 * start:
             break
-        length = square / curvature
-        x, residual = x + length * direction, residual - length * applied
-        risen += 0.5 * float(length * square)
+        step = square / curvature
+        x, residual = x + step * direction, residual - step * applied
+        risen += 0.5 * float(step * square)
         before, square = square, residual.dot(residual)
         direction = residual + square / before * direction
         if enough is not None and iteration % 10 == 0 and enough(risen):
