@@ -31,12 +31,12 @@ def main() -> None:
             start = time.perf_counter()
             diagnosis = ve.diagnose(model, train, held_out=held_out, progress=False)
             seconds += time.perf_counter() - start
-            found = [finding.kind for finding in diagnosis.problems]
-            hit = found[:1] == ([] if recipe.first is None else [recipe.first])
+            first = diagnosis.findings[0] if diagnosis.findings else None
+            hit = diagnosis.clean if recipe.first is None else first is not None and first.kind == recipe.first
             right += hit
-            if hit and recipe.first:
-                nats.append(diagnosis.problems[0].nats)
-            others.update(found[1:] if hit else found)
+            if hit and recipe.first and first is not None:
+                nats.append(first.nats)
+            others.update(finding.kind for finding in diagnosis.problems if finding is not first)
         span = f"{min(nats):.3g} to {max(nats):.3g}" if nats else "-"
         named = ", ".join(f"{kind} {count}" for kind, count in others.most_common()) or "none"
         print(f"{name:<16}{right:>4}/{seeds:<3}{span:>22}{seconds / seeds:>9.2f}  {named}", flush=True)

@@ -12,7 +12,7 @@ from vaentropy.errors import UsageError, shown
 from vaentropy.model import LatentVariableModel
 from vaentropy.results import Evaluation
 
-__all__ = ["Collapse", "Latents", "Status", "latents_of"]
+__all__ = ["Collapse", "Latents", "Status", "check_collapse", "latents_of"]
 
 Status = Literal["collapsed", "partly used", "active"]
 Collapse = Literal["relative", "paper"] | float

@@ -7,6 +7,7 @@ from vaentropy._typing import Tensor
 from vaentropy.checks import require_instance
 from vaentropy.data.source import Source
 from vaentropy.diagnosis import Diagnosis, diagnose
+from vaentropy.diagnosis.latents import check_collapse
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.runs.build import fingerprints, load_other, load_own, num_threads
 from vaentropy.runs.folder import RunFolder
@@ -42,6 +43,7 @@ def diagnose_run(
     """
     folder = RunFolder(run)
     require_instance("expectation", expectation, Expectation, "an Expectation such as MonteCarlo(16)")
+    check_collapse(options.get("collapse", "relative"))
     config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
     own = load_own(config, folder=data_folder)
     folder.require_same_data(fingerprints(own), own.scaling)
