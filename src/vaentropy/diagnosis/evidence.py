@@ -1,7 +1,7 @@
 """What a diagnosis stands on: evaluations, gradients, a linear model beside it, what the optimiser does besides."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -14,7 +14,7 @@ from vaentropy.data.given import Data
 from vaentropy.diagnosis.gradients import GradientCheck, StepCheck, gradient_check, trainable
 from vaentropy.diagnosis.latents import Collapse, Latents, latents_of
 from vaentropy.diagnosis.linearisation import split
-from vaentropy.diagnosis.points import Reading, spread
+from vaentropy.diagnosis.points import Reading, require_rereadable, spread
 from vaentropy.errors import UsageError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation
@@ -166,12 +166,8 @@ def gather(
     Raises:
         VaentropyError: as `evaluate`; data that can be read once only.
     """
-    for name, each in (("data", data), ("held_out", held_out)):
-        if isinstance(each, Iterator):
-            raise UsageError(
-                f"{name} of type {type(each).__name__} given, which can be read once, expected data that can be read "
-                "again and again, such as a tensor or a DataLoader"
-            )
+    require_rereadable("data", data)
+    require_rereadable("held_out", held_out)
     model = reading.model
     options: dict[str, Any] = {
         "expectation": expectation,

@@ -1,7 +1,7 @@
 """The gradient check: how far from stationary a model is, and whether it can make the moves of the theorem."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,15 +16,15 @@ from vaentropy.decomposition import decompose
 from vaentropy.diagnosis.linearisation import flat, num_elements, split
 from vaentropy.diagnosis.moves import Move, moves_of
 from vaentropy.diagnosis.outputs import outputs_of
-from vaentropy.diagnosis.points import Reading, spread
+from vaentropy.diagnosis.points import Reading, require_rereadable, spread
 from vaentropy.diagnosis.step import uphill
-from vaentropy.errors import ModelError, UnsupportedError, UsageError
+from vaentropy.errors import ModelError, UnsupportedError, UsageError, shown
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import MonteCarlo
 from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import Mode, in_mode
 from vaentropy.passes import Batch, Missing
-from vaentropy.seeding import seeded
+from vaentropy.seeding import generator_of, seeded
 
 __all__ = ["GradientCheck", "MoveCheck", "StepCheck", "gradient_check", "trainable"]
 
@@ -168,10 +168,13 @@ def gradient_check(
         UsageError: the model has no parameters to train, or an argument has a wrong value.
         DataError, ModelError: as for `evaluate`.
     """
+    require_rereadable("data", data)
     require_count("num_draws", num_draws, least=2)
     require_seed(seed)
-    for beta in betas or ():
-        require_number("betas", beta)
+    if betas is not None:
+        if not isinstance(betas, Iterable):
+            raise UsageError(f"betas={shown(betas)} given, expected a list of positive numbers")
+        betas = [require_number("betas", beta) for beta in betas]
     parameters = trainable(model)
     if not parameters:
         how = "pass modules=[...] to from_functions"
@@ -218,7 +221,15 @@ class _Look:
             return
         # The likelihood's parameters at missing values would count as if they were observed.
         points, observed = spread(reading, data, MEASURED)
-        self.points = points if observed is None else points[observed.flatten(1).all(1)]
+        points = points if observed is None else points[observed.flatten(1).all(1)]
+        if len(points) < 2:
+            self.untested.append("moves and steps: fewer than two data points without missing values")
+        else:
+            self.points = points
+
+    def _seed(self, *piece: int | str) -> int:
+        """Of draws that nothing else was fitted to: a step gains on the draws that its direction comes from."""
+        return generator_of(self.seed, *piece).initial_seed()
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -227,9 +238,7 @@ class _Look:
             yield
 
     def _some(self) -> Tensor | None:
-        if self.points is None or len(self.points) < 2:
-            return None
-        return self.points[:: max(1, len(self.points) // LINEARISED)]
+        return None if self.points is None else self.points[:: max(1, len(self.points) // LINEARISED)]
 
     def moves(self) -> list[Move]:
         """The theorem's moves, as near as the parameters come; none where that cannot be told."""
@@ -248,7 +257,7 @@ class _Look:
         zeros = torch.zeros(num_elements(self.parameters), dtype=torch.float64)
         sums = _Sums(zeros, zeros)
         for draw in range(num_draws):
-            reconstruction, kl, residuals = self._gradient(self.seed + 1 + draw, on_batch)
+            reconstruction, kl, residuals = self._gradient(self._seed("gradient", draw), on_batch)
             sums.reconstruction, sums.kl = sums.reconstruction + reconstruction, sums.kl + kl
             sums.squares.append(float((reconstruction - kl).square().sum()))
             reached = kl != 0
@@ -301,11 +310,11 @@ class _Look:
 
     def _step(self, direction: Tensor, beta: float) -> StepCheck:
         """The best of a few lengths of the step, and what it brings on other draws."""
-        tried = {length: self._gain(direction * length, beta, self.seed + 1) for length in LENGTHS}
+        tried = {length: self._gain(direction * length, beta, self._seed("length")) for length in LENGTHS}
         length = max(tried, key=lambda each: tried[each][0])
         if tried[length][0] <= 0:
             return StepCheck(gain=0.0, gain_error=0.0, length=0.0)
-        gain, error = self._gain(direction * length, beta, self.seed + 2)
+        gain, error = self._gain(direction * length, beta, self._seed("gain"))
         return StepCheck(gain=gain, gain_error=error, length=length)
 
     def _gain(self, direction: Tensor, beta: float, seed: int) -> tuple[float, float]:

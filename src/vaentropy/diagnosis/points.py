@@ -1,6 +1,6 @@
 """Data points for a look at a model: all of them in batches, or a few hundred spread evenly over the data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +8,12 @@ import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.data.given import Data
+from vaentropy.errors import UsageError
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import Mode
 from vaentropy.passes import Batch, Missing, each_batch
 
-__all__ = ["Reading", "spread"]
+__all__ = ["Reading", "require_rereadable", "spread"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,19 @@ class Reading:
             on_batch=on_batch,
         )
         return number
+
+
+def require_rereadable(name: str, data: Any) -> None:
+    """Refuse data that are used up by one pass.
+
+    Raises:
+        UsageError: they are.
+    """
+    if isinstance(data, Iterator):
+        raise UsageError(
+            f"{name} of type {type(data).__name__} given, which can be read once, expected data that can be read "
+            "again and again, such as a tensor or a DataLoader"
+        )
 
 
 def spread(reading: Reading, data: Data, num_points: int) -> tuple[Tensor, Tensor | None]:
