@@ -331,7 +331,7 @@ class _Look:
         try:
             with moved(self.parameters, direction):
                 risen = objective() - before
-        except ModelError:  # not a number
+        except (ModelError, ValueError):  # not a number; distributions that check their arguments say so themselves
             return -math.inf, math.inf
         if not bool(torch.isfinite(risen).all()):
             return -math.inf, math.inf
