@@ -24,6 +24,7 @@ _HOMES = {
     "fit": "vaentropy.training",
     "from_functions": "vaentropy.model",
     "load": "vaentropy.runs",
+    "log_likelihood": "vaentropy.importance",
     "prune": "vaentropy.pruning",
     "vae0": "vaentropy.families",
     "vae1": "vaentropy.families",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from vaentropy.families import vae1 as vae1
     from vaentropy.families import vae2 as vae2
     from vaentropy.families import vae3 as vae3
+    from vaentropy.importance import log_likelihood as log_likelihood
     from vaentropy.likelihoods import Bernoulli as Bernoulli
     from vaentropy.likelihoods import Gaussian as Gaussian
     from vaentropy.likelihoods import Poisson as Poisson

@@ -11,7 +11,7 @@ from vaentropy.diagnosis.latents import check_collapse
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.runs.build import fingerprints, load_other, load_own, num_threads
 from vaentropy.runs.folder import RunFolder
-from vaentropy.runs.use import _require_shape, load
+from vaentropy.runs.use import load, require_data_shape
 
 __all__ = ["diagnose_run"]
 
@@ -50,7 +50,7 @@ def diagnose_run(
     held_out: Tensor | Source = own.held_out
     if data is not None:
         held_out = load_other(config, data, scaling, folder.columns(), folder=data_folder).train
-        _require_shape(model, held_out)
+        require_data_shape(model, held_out)
     with num_threads(config, model):
         return diagnose(
             model,
