@@ -143,7 +143,7 @@ def test_the_noise_floor_is_the_spread_of_the_mean_gradient():
 
 def test_at_the_optimum_there_is_only_noise():
     model = linear_optimum(1.0)
-    checks = [gradient_check(model, X, betas=[1.0], seed=seed) for seed in range(6)]
+    checks = [gradient_check(model, X, betas=[1.0], num_draws=16, seed=seed) for seed in range(4)]
     for check in checks:
         # The square of the norm is unbiased: about 0, of either sign before it is cut.
         assert check.norm < 1.5 * check.noise_floor
@@ -219,9 +219,9 @@ def test_steps_at_an_optimum_are_measured_without_bias(monkeypatch):
     monkeypatch.setattr(gradients._Look, "_step", seen)
     model = linear_optimum(1.0)
     at_optimum = float(exact(model).detach())
-    for seed in range(24):
+    for seed in range(14):
         gradient_check(model, X, betas=[1.0], seed=seed)
-    assert len(differences) > 4
+    assert len(differences) > 3
     assert abs(np.mean(differences)) < 3.5 / len(differences) ** 0.5
 
 
@@ -273,7 +273,7 @@ def test_of_a_fixed_variance_all_is_out_of_reach():
 
 def test_errors_are_the_spread_over_seeds():
     model = elsewhere()
-    checks = [gradient_check(model, X[:100], betas=[], num_draws=8, seed=seed) for seed in range(24)]
+    checks = [gradient_check(model, X[:100], betas=[], num_draws=6, seed=seed) for seed in range(14)]
     for spread, errors in (
         ([c.moves["decoder"].residual for c in checks], [c.moves["decoder"].residual_error for c in checks]),
         ([c.implied_beta for c in checks], [c.implied_beta_error for c in checks]),
