@@ -241,8 +241,10 @@ def test_scales_of_columns():
     scales = column_scales(lambda u: matrix.T @ u, 200, matrix)
     sizes = scales * matrix.norm(dim=0)
     assert scales[3] == 0
-    # One column's size is estimated from 8 probes: √(χ²₈/8), times √8 as they are summed.
-    assert bool(((sizes[[0, 1, 2, 4, 5]] * 8**0.5 > 0.4) & (sizes[[0, 1, 2, 4, 5]] * 8**0.5 < 2.5)).all())
+    # Estimated from 8 probes: √(χ²₈/8).
+    assert bool(((sizes[[0, 1, 2, 4, 5]] > 0.4) & (sizes[[0, 1, 2, 4, 5]] < 2.5)).all())
+    without_small = column_scales(lambda u: matrix.T @ u, 200, matrix, least=1.0)
+    assert without_small[0] == 0 and torch.equal(without_small[1:], scales[1:])
 
 
 # --- Conjugate gradients ----------------------------------------------------------------------------------------------

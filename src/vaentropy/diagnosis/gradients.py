@@ -32,6 +32,8 @@ __all__ = ["GradientCheck", "MoveCheck", "StepCheck", "gradient_check", "trainab
 LINEARISED, MEASURED = 300, 4000
 LENGTHS = (1.0, 0.5, 0.25, 0.1)
 STEP_SAMPLES = 2
+# Of a step that leads to where nothing is a number.
+NO_GAIN = -math.inf, math.inf
 # Where the cosine between the gradients of reconstruction and KL is above this, some β balances them.
 ALIGNED = 0.95
 # A β counts as another one if it differs by this fraction.
@@ -310,15 +312,15 @@ class _Look:
 
     def _step(self, direction: Tensor, beta: float) -> StepCheck:
         """The best of a few lengths of the step, and what it brings on other draws."""
-        tried = {length: self._gain(direction * length, beta, self._seed("length")) for length in LENGTHS}
-        length = max(tried, key=lambda each: tried[each][0])
-        if tried[length][0] <= 0:
+        gains = self._gains([direction * length for length in LENGTHS], beta, self._seed("length"))
+        best = max(range(len(LENGTHS)), key=lambda i: gains[i][0])
+        if gains[best][0] <= 0:
             return StepCheck(gain=0.0, gain_error=0.0, length=0.0)
-        gain, error = self._gain(direction * length, beta, self._seed("gain"))
-        return StepCheck(gain=gain, gain_error=error, length=length)
+        [(gain, error)] = self._gains([direction * LENGTHS[best]], beta, self._seed("gain"))
+        return StepCheck(gain=gain, gain_error=error, length=LENGTHS[best])
 
-    def _gain(self, direction: Tensor, beta: float, seed: int) -> tuple[float, float]:
-        """What a step brings, nats per data point, and its standard error, from common draws before and after."""
+    def _gains(self, directions: Sequence[Tensor], beta: float, seed: int) -> list[tuple[float, float]]:
+        """What each step brings, nats per data point, and its standard error, from common draws before and after."""
         assert self.points is not None
         x, options = self.points, {"expectation": MonteCarlo(STEP_SAMPLES, seed), "batch_size": self.reading.batch_size}
 
@@ -327,15 +329,16 @@ class _Look:
             assert pointwise is not None
             return pointwise["reconstruction"] - beta * pointwise["kl"]
 
-        before = objective()
-        try:
-            with moved(self.parameters, direction):
-                risen = objective() - before
-        except ModelError:  # not a number
-            return -math.inf, math.inf
-        if not bool(torch.isfinite(risen).all()):
-            return -math.inf, math.inf
-        return float(risen.mean()), float(risen.std() / len(risen) ** 0.5) if len(risen) > 1 else math.nan
+        before, gains = objective(), []
+        for direction in directions:
+            try:
+                with moved(self.parameters, direction):
+                    risen = objective() - before
+            except (ModelError, ValueError):  # not a number; distributions that check their arguments say so themselves
+                risen = torch.full_like(before, -math.inf)
+            finite = bool(torch.isfinite(risen).all())
+            gains.append((float(risen.mean()), float(risen.std() / len(risen) ** 0.5)) if finite else NO_GAIN)
+        return gains
 
 
 @contextmanager

@@ -128,16 +128,12 @@ class ScalesAndShifts:
         return torch.cat(coefficients)
 
 
-def column_scales(transpose: Linear, num_rows: int, like: Tensor) -> Tensor:
-    """1 / size of each column of a matrix, estimated from its transpose; 0 for a column of zeros."""
+def column_scales(transpose: Linear, num_rows: int, like: Tensor, *, least: float = 0.0) -> Tensor:
+    """1 / size of each column of a matrix, estimated from its transpose; 0 for one of zeros, or below `least`."""
     generator = torch.Generator().manual_seed(0)
-    square = 0
-    for _ in range(NUM_PROBES):
-        probe = torch.randn(num_rows, generator=generator, dtype=torch.float64).to(like)
-        square = square + transpose(probe).square()
-    assert isinstance(square, Tensor)
-    size = square.sqrt()
-    return torch.where(size > NEGLIGIBLE * size.max(), 1 / size, 0.0)
+    probes = (torch.randn(num_rows, generator=generator, dtype=torch.float64).to(like) for _ in range(NUM_PROBES))
+    size = torch.stack([transpose(probe).square() for probe in probes]).mean(0).sqrt()
+    return torch.where(size > max(NEGLIGIBLE * float(size.max()), least), 1 / size, 0.0)
 
 
 def conjugate_gradients(
