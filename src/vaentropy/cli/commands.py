@@ -6,6 +6,7 @@ import click
 
 from vaentropy import __version__
 from vaentropy.cli import options
+from vaentropy.config import FAMILIES
 
 __all__ = ["vaentropy"]
 
@@ -358,6 +359,54 @@ def verify(as_json: bool) -> int:
             if case.own_entropy_sum is not None and case.own_relative_gap is not None:
                 click.echo(f"{'  by its own formula':<42}{case.own_entropy_sum:>13.6f}{case.own_relative_gap:>10.1e}")
     return 0 if all(case.holds for case in cases) else 1
+
+
+# A run's own settings, which there is none of here; and those that are many, or have one value more.
+_NOT_FOR_SELECT = ("latent_dim", "model", "patience", "evaluate_every", "checkpoint_every", "keep_checkpoints")
+_MODELS = ("linear", *FAMILIES)
+
+
+@vaentropy.command()
+@click.argument("data", required=False, type=options.PATH)
+@click.option(
+    "--latent-dims",
+    type=options.CommaSeparated(int),
+    default="1,2,3,4,5,6",
+    show_default=True,
+    help="Numbers of latents to compare.",
+)
+@click.option(
+    "--model",
+    show_default="vae1",
+    shell_complete=options.completing(_MODELS),
+    help="linear (in closed form, no training; 0 latents are possible), vae0, vae1, vae2 or vae3.",
+)
+@click.option("--num-seeds", type=int, show_default="2", help="Trainings of each, from --seed on; the best counts.")
+@click.option("--num-errors", type=float, default=2.0, show_default=True, help="Errors that make a difference count.")
+@click.option("--config", type=options.PATH, help="YAML file with settings; options on the command line override it.")
+@options.as_json
+@options.settings_but(*_NOT_FOR_SELECT)
+def select(
+    data: str | None,
+    latent_dims: tuple[int, ...],
+    model: str | None,
+    num_seeds: int | None,
+    num_errors: float,
+    config: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Tell how many latents DATA support: train some numbers of them, compare on data held out.
+
+    DATA is as for train. No folder is left; train the model with the number of your choice.
+    """
+    from vaentropy.files import to_json
+    from vaentropy.runs import select as select_by_settings
+
+    linear = model == "linear"
+    chosen = options.settings_of(config, {"data": data, "model": None if linear else model, **given})
+    selection = select_by_settings(chosen, latent_dims, linear=linear, num_seeds=num_seeds, num_errors=num_errors)
+    click.echo(to_json(selection.to_dict()) if as_json else selection)
 
 
 def _counting(report: Any) -> Any:
