@@ -14,10 +14,11 @@ from torch.distributions import MultivariateNormal, Normal
 from vaentropy.calibration import calibrate, optimal_factors
 from vaentropy.distributions import DiagonalNormal
 from vaentropy.errors import DataError, UnsupportedError, UsageError
-from vaentropy.evaluation import _check_options, evaluate
+from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Frozen, GaussHermite, MonteCarlo
 from vaentropy.likelihoods import Gaussian
 from vaentropy.model import from_functions
+from vaentropy.passes import _check_options
 from vaentropy.results import Evaluation
 from vaentropy.studies.stationary import descend
 from vaentropy.vae import VAE

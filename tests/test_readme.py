@@ -7,12 +7,24 @@ import pandas as pd
 import pytest
 import torch
 
+import vaentropy
 from vaentropy.cli import main
 from vaentropy.config import RunConfig
 from vaentropy.files import read_yaml
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DIAGNOSIS = (ROOT / "docs" / "diagnosis.md").read_text(encoding="utf-8")
+
+
+RULES = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "src/vaentropy/diagnosis/rules").glob("*.py"))
+
+
+def blocks(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+BLOCKS = blocks(README)
 
 
 @pytest.fixture
@@ -34,11 +46,28 @@ def names():
 
 def test_the_code_runs(names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 9
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
     assert names["new"].shape == (16, 64)
+    assert names["diagnosis"].findings[0].kind == "fixed_variance" and names["smaller"].latent_shape == (1,)
+    assert names["selection"].supported == 2
     assert names["history"].train.num_points == 16 and names["x_hat"].shape == (4, 2)
+
+
+def test_the_code_of_the_page_on_diagnosis_runs(names):
+    names["model"] = vaentropy.vae1(64, 2, (8,))
+    assert len(blocks(DIAGNOSIS)) == 2
+    for block in blocks(DIAGNOSIS):
+        exec(compile(block, "diagnosis.md", "exec"), names)
+    assert names["diagnosis"].problems
+
+
+def test_every_finding_has_its_row():
+    kinds = set(re.findall(r"kind=\"(\w+)\"|e,\s+\"(\w+)\",", RULES))
+    assert len(kinds) > 10
+    for kind in {one or other for one, other in kinds}:
+        assert f"`{kind}`" in DIAGNOSIS, kind
 
 
 def test_the_settings_are_settings(tmp_path):
@@ -59,7 +88,7 @@ def test_the_commands_take_their_options(line, capfd):
 
 
 def test_the_ledgers_add_up():
-    ledgers = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
+    ledgers = [text for text in re.findall(r"```text\n(.*?)```", README, re.DOTALL) if "= ELBO" in text]
     assert len(ledgers) == 2
     for ledger in ledgers:
         number = {

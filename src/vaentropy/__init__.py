@@ -24,6 +24,8 @@ _HOMES = {
     "fit": "vaentropy.training",
     "from_functions": "vaentropy.model",
     "load": "vaentropy.runs",
+    "log_likelihood": "vaentropy.importance",
+    "prune": "vaentropy.pruning",
     "select": "vaentropy.selection",
     "vae0": "vaentropy.families",
     "vae1": "vaentropy.families",
@@ -41,11 +43,13 @@ if TYPE_CHECKING:
     from vaentropy.families import vae1 as vae1
     from vaentropy.families import vae2 as vae2
     from vaentropy.families import vae3 as vae3
+    from vaentropy.importance import log_likelihood as log_likelihood
     from vaentropy.likelihoods import Bernoulli as Bernoulli
     from vaentropy.likelihoods import Gaussian as Gaussian
     from vaentropy.likelihoods import Poisson as Poisson
     from vaentropy.linear import LinearVAE as LinearVAE
     from vaentropy.model import from_functions as from_functions
+    from vaentropy.pruning import prune as prune
     from vaentropy.results import Evaluation as Evaluation
     from vaentropy.runs import load as load
     from vaentropy.selection import select as select

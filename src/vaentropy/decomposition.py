@@ -7,24 +7,16 @@ Where values are missing, the decoder's terms are sums over the observed feature
 Every term is named once, here; sums, errors and read-outs further up go by these names.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
-from torch.distributions import (
-    Distribution,
-    Independent,
-    LowRankMultivariateNormal,
-    MultivariateNormal,
-    Normal,
-)
+from torch.distributions import Distribution
 
 from vaentropy._typing import Tensor
+from vaentropy.answers import latents_of, likelihood_at
 from vaentropy.distributions import (
-    DiagonalNormal,
-    as_batch,
-    as_prior,
     diagonal_parameters,
     full_parameters,
     normal_cross_log_prob,
@@ -32,11 +24,11 @@ from vaentropy.distributions import (
     to_float64,
 )
 from vaentropy.entropy import FactorTerms, factor_terms
-from vaentropy.errors import DataError, ModelError, UnsupportedError, UsageError
+from vaentropy.errors import ModelError, UnsupportedError, UsageError
 from vaentropy.expectation import Expectation
 from vaentropy.model import LatentVariableModel
 
-__all__ = ["FEATURE_TERMS", "Decomposition", "PointTerm", "decompose"]
+__all__ = ["FEATURE_TERMS", "Decomposition", "PointTerm", "decompose", "per_point", "require_factors"]
 
 # Terms with one entry per feature; all others are one number or one per latent.
 FEATURE_TERMS = ("decoder_residuals", "decoder_ratios", "squared_error", "log_variance")
@@ -105,7 +97,7 @@ class _NodeAverage:
         return PointTerm(self.mean, self.spread / (groups * (groups - 1)) if groups > 1 else None)
 
 
-def _per_point(x: Tensor, shape: torch.Size) -> Tensor:
+def per_point(x: Tensor, shape: torch.Size) -> Tensor:
     """Sum over everything but the data point, after broadcasting to `shape`."""
     return x.expand(shape).flatten(1).sum(1) if len(shape) > 1 else x.expand(shape)
 
@@ -119,7 +111,7 @@ def _latents_in_closed_form(q: Distribution, p: Distribution) -> dict[str, Tenso
     if diagonal is not None:
         mean, log_variance = diagonal
         entropies = normal_entropy(log_variance).expand(mean.shape)
-        encoder_entropy = _per_point(entropies, entropies.shape)
+        encoder_entropy = per_point(entropies, entropies.shape)
     else:
         assert full is not None
         mean, cholesky = full
@@ -134,9 +126,9 @@ def _latents_in_closed_form(q: Distribution, p: Distribution) -> dict[str, Tenso
     cross = normal_cross_log_prob(mean, log_variance, prior_mean, prior_log_variance)
     terms = {
         "encoder_entropy": encoder_entropy,
-        "prior_entropy": _per_point(normal_entropy(prior_log_variance), mean.shape),
-        "kl": -encoder_entropy - _per_point(cross, mean.shape),
-        "prior_gap": _per_point(residuals, mean.shape),
+        "prior_entropy": per_point(normal_entropy(prior_log_variance), mean.shape),
+        "kl": -encoder_entropy - per_point(cross, mean.shape),
+        "prior_gap": per_point(residuals, mean.shape),
         "prior_residuals": residuals,
         "prior_ratios": ratios,
         "prior_second_moment": second_moment,
@@ -159,16 +151,16 @@ def _latents_at(q: Distribution, p: Distribution, z: Tensor, sampled: set[str]) 
     if posterior.log_base is not None:
         # A pseudo entropy; with the base measure at z it has the entropy's expectation.
         entropies = entropies - posterior.log_base
-    encoder_entropy = _per_point(entropies, posterior.log_prob.shape)
-    log_prob = _per_point(prior.log_prob, prior.log_prob.shape)
+    encoder_entropy = per_point(entropies, posterior.log_prob.shape)
+    log_prob = per_point(prior.log_prob, prior.log_prob.shape)
     terms = {
         "encoder_entropy": encoder_entropy,
-        "prior_entropy": _per_point(prior.entropy, prior.log_prob.shape),
+        "prior_entropy": per_point(prior.entropy, prior.log_prob.shape),
         "kl": -encoder_entropy - log_prob,
-        "prior_gap": _per_point(prior.residual, prior.log_prob.shape),
+        "prior_gap": per_point(prior.residual, prior.log_prob.shape),
     }
     if prior.log_base is not None:
-        terms["log_base"] = _per_point(prior.log_base, prior.log_prob.shape)
+        terms["log_base"] = per_point(prior.log_base, prior.log_prob.shape)
     if prior.log_prob.shape == z.shape:
         terms["prior_residuals"] = prior.residual
         if posterior.log_prob.shape == z.shape:
@@ -177,13 +169,22 @@ def _latents_at(q: Distribution, p: Distribution, z: Tensor, sampled: set[str]) 
     return terms
 
 
-def _observed_only(terms: FactorTerms, observed: Tensor) -> FactorTerms:
-    """The terms with 0 at all features that are not observed (B, *factors)."""
-    if terms.log_prob.shape != observed.shape:
+def require_factors(log_prob: Tensor, observed: Tensor) -> None:
+    """Refuse a likelihood that has no term of its own for each feature of which values are missing.
+
+    Raises:
+        UnsupportedError: log p(x|z) is not of the shape of `observed`, (B, *data_shape).
+    """
+    if log_prob.shape != observed.shape:
         raise UnsupportedError(
             "data with missing values given for a likelihood that does not factorise over the features, expected one "
             "term for each feature; impute the values, or use a likelihood with independent features"
         )
+
+
+def _observed_only(terms: FactorTerms, observed: Tensor) -> FactorTerms:
+    """The terms with 0 at all features that are not observed (B, *factors)."""
+    require_factors(terms.log_prob, observed)
     observed = observed.to(terms.log_prob.device)
 
     def counted(x: Tensor | None) -> Tensor | None:
@@ -199,12 +200,12 @@ def _likelihood_at(terms: FactorTerms, shape: torch.Size, num_observed: Tensor |
     factorises = len(terms.log_prob.shape) > 1 or terms.log_prob.shape == shape
     shape = terms.log_prob.shape
     named = {
-        "reconstruction": _per_point(terms.log_prob, shape),
-        "decoder_entropy": _per_point(terms.entropy, shape),
-        "decoder_gap": _per_point(terms.residual, shape),
+        "reconstruction": per_point(terms.log_prob, shape),
+        "decoder_entropy": per_point(terms.entropy, shape),
+        "decoder_gap": per_point(terms.residual, shape),
     }
     if terms.log_base is not None:
-        named["log_base"] = _per_point(terms.log_base, shape)
+        named["log_base"] = per_point(terms.log_base, shape)
     if terms.ratio is None:
         if factorises:
             named["decoder_residuals"] = terms.residual
@@ -212,7 +213,7 @@ def _likelihood_at(terms: FactorTerms, shape: torch.Size, num_observed: Tensor |
         # Residuals are read off the ratios: as ½ (1 - ρ) they would have lost the digits of a small ρ.
         named["decoder_ratios"] = terms.ratio
         num_features = shape[1:].numel() if num_observed is None else num_observed.clamp(min=1)
-        named["mean_squared_error"] = _per_point(terms.squared_error, shape) / num_features
+        named["mean_squared_error"] = per_point(terms.squared_error, shape) / num_features
         named["squared_error"] = terms.squared_error
         named["log_variance"] = terms.log_variance
     return named
@@ -226,30 +227,6 @@ def _totals(terms: dict[str, Tensor]) -> dict[str, Tensor]:
         "entropy_sum": terms["encoder_entropy"] - terms["prior_entropy"] - terms["decoder_entropy"] + log_base,
         "gap": terms["prior_gap"] + terms["decoder_gap"],
     }
-
-
-def _on_device(p: Distribution, device: torch.device) -> Distribution:
-    """A normal prior on `device`: one made of plain numbers knows nothing of the model's."""
-    parameters = diagonal_parameters(p)
-    # On mps, which has no float64, all float64 terms live on the CPU.
-    if parameters is None or parameters[0].device == device or device.type == "mps":
-        return p
-    mean, log_variance = (parameter.to(device) for parameter in parameters)
-    return DiagonalNormal(mean, log_variance, event_dim=len(p.event_shape), validate_args=False)
-
-
-def _drawer(q: Distribution) -> Callable[[Tensor], Tensor] | None:
-    """z as a function of standard normal noise (B or 1, *latent), for a normal posterior; else None."""
-    while isinstance(q, Independent):
-        q = q.base_dist
-    if isinstance(q, DiagonalNormal):
-        return q.transform
-    if isinstance(q, Normal):
-        return lambda noise: q.loc + q.scale * noise
-    if isinstance(q, MultivariateNormal | LowRankMultivariateNormal):
-        cholesky = q.scale_tril
-        return lambda noise: q.loc + (cholesky @ noise.unsqueeze(-1)).squeeze(-1)
-    return None
 
 
 def _with_weights(
@@ -297,43 +274,30 @@ def decompose(
         UnsupportedError: values are missing and the likelihood does not factorise over the features.
         UsageError: the expectation needs a normal posterior and this one is not.
     """
-    batch_size = len(x)
-    try:
-        q = as_batch(model.posterior(x), batch_size, "posterior(x)")
-    except RuntimeError as error:
-        if x.is_floating_point() or "dtype" not in str(error):
-            raise
-        raise DataError(f"the model failed on data of dtype {x.dtype}; convert them as for its training") from error
-    latent_shape = q.event_shape
-    p = _on_device(as_prior(model.prior(), batch_size, latent_shape), x.device)
-    draw = _drawer(q)
-    if draw is None and expectation.gaussian_only:
+    batch_size, latents = len(x), latents_of(model, x)
+    q, p, latent_shape = latents.posterior, latents.prior, latents.posterior.event_shape
+    if latents.draw is None and expectation.gaussian_only:
         raise UsageError(f"{type(expectation).__name__} needs a normal posterior, got {q}; use MonteCarlo")
-    dtype = torch.get_default_dtype() if draw is None else q.mean.dtype
-    nodes = expectation.nodes(batch_size, tuple(latent_shape), generator=generator, dtype=dtype)
+    nodes = expectation.nodes(batch_size, tuple(latent_shape), generator=generator, dtype=latents.dtype)
     closed = _latents_in_closed_form(q, p)
     if closed is None and not p.batch_shape:
         # Draws for an entropy without a closed form are then each row's own, as the errors take them to be.
         with suppress(NotImplementedError):
             p = p.expand(torch.Size([batch_size]))
-    num_observed = None if observed is None else to_float64(_per_point(observed, observed.shape))
+    num_observed = None if observed is None else to_float64(per_point(observed, observed.shape))
     sampled: set[str] = set()
     averages: dict[str, _NodeAverage] = {}
     for noise, weight in zip(nodes.noise, nodes.weights.tolist(), strict=True):
-        z = q.sample() if draw is None else draw(noise)
-        px = as_batch(model.likelihood(z), batch_size, "likelihood(z)")
-        if px.batch_shape + px.event_shape != x.shape:
-            given = tuple(px.batch_shape[1:] + px.event_shape)
-            raise ModelError(f"likelihood(z) describes data of shape {given}, expected {tuple(x.shape[1:])} as x has")
-        likelihood = factor_terms(px, x)
+        z = latents.at(noise)
+        likelihood = factor_terms(likelihood_at(model, z, x), x)
         if observed is not None:
             likelihood = _observed_only(likelihood, observed)
         if likelihood.sampled:
             sampled.add("decoder")
-        latents = _latents_at(q, p, z, sampled) if closed is None else closed
-        at_node = {**latents, **_likelihood_at(likelihood, x.shape, num_observed)}
-        if "log_base" in latents and likelihood.log_base is not None:
-            at_node["log_base"] = latents["log_base"] + at_node["log_base"]
+        of_latents = _latents_at(q, p, z, sampled) if closed is None else closed
+        at_node = {**of_latents, **_likelihood_at(likelihood, x.shape, num_observed)}
+        if "log_base" in of_latents and likelihood.log_base is not None:
+            at_node["log_base"] = of_latents["log_base"] + at_node["log_base"]
         at_node |= _totals(at_node)
         for name, value in at_node.items():
             if name not in averages:

@@ -31,7 +31,7 @@ from vaentropy.distributions import (
 )
 from vaentropy.errors import DataError
 
-__all__ = ["FactorTerms", "factor_terms"]
+__all__ = ["FactorTerms", "factor_log_prob", "factor_terms"]
 
 # Draws per distribution when an entropy has no closed form. Few are enough: the estimate is unbiased and is averaged
 # over data points and over draws of z as well.
@@ -84,6 +84,15 @@ def factor_terms(distribution: Distribution, value: Tensor) -> FactorTerms:
         draws = distribution.sample(Size([ENTROPY_SAMPLES]))
         entropy, sampled = -to_float64(distribution.log_prob(draws)).mean(0), True
     return FactorTerms(log_prob, entropy, log_prob + entropy, sampled=sampled)
+
+
+def factor_log_prob(distribution: Distribution, value: Tensor) -> Tensor:
+    """`factor_terms(distribution, value).log_prob` alone: no entropy is sampled for it."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    if factor_terms.dispatch(type(distribution)) is factor_terms.dispatch(Distribution):
+        return to_float64(distribution.log_prob(value))
+    return factor_terms(distribution, value).log_prob
 
 
 @factor_terms.register

@@ -9,11 +9,14 @@ from vaentropy._typing import Tensor
 if TYPE_CHECKING:
     from vaentropy.results import Evaluation, Terms
 
-__all__ = ["add_up", "render"]
+__all__ = ["add_up", "number", "render", "size", "table"]
 
 DIGITS = 4
 # Rounding leaves errors of about 1e-17 on terms that are the same for all points.
 NEGLIGIBLE = 1e-12
+
+# Sign and name, value, Monte Carlo error, standard error; an error of None is unknown.
+Line = tuple[str, float, float | None, float | None]
 
 
 def add_up(total: float, parts: Sequence[float], digits: int = DIGITS) -> list[float]:
@@ -35,7 +38,8 @@ def add_up(total: float, parts: Sequence[float], digits: int = DIGITS) -> list[f
     return [x / unit for x in rounded]
 
 
-def _number(x: float) -> str:
+def number(x: float) -> str:
+    """A number as every line prints it."""
     # Rounding leaves negative zeros.
     return f"{x + 0.0:.{DIGITS}f}"
 
@@ -46,15 +50,24 @@ def _error(x: float | None) -> str:
     return "0" if x < NEGLIGIBLE else f"{x:.{DIGITS}f}" if x >= 0.5 * 10.0**-DIGITS else f"{x:.0e}"
 
 
-def _lines(e: "Evaluation") -> list[tuple[str, float, float | None, float | None]]:
-    """Sign and name, value, Monte Carlo error, standard error of every line."""
+def table(lines: Sequence[Line]) -> list[str]:
+    """Lines of text in columns, under a header; above a sum, whose name begins with "=", there is a rule."""
+    text = [f"{'':<26}{'value':>14}{'MC error':>12}{'std. error':>12}"]
+    for name, value, mc, stderr in lines:
+        if name.startswith("="):
+            text.append("-" * 64)
+        text.append(f"{name:<26} {number(value):>13} {_error(mc):>11} {_error(stderr):>11}")
+    return text
+
+
+def _lines(e: "Evaluation") -> list[Line]:
     h = e.entropies
     signed = add_up(e.elbo, [h.encoder, -h.prior, -h.decoder, e.log_base, e.prior_gap, e.decoder_gap])
     encoder, prior, decoder, log_base, prior_gap, decoder_gap = signed
     entropy_sum = encoder + prior + decoder + log_base
     pseudo = "pseudo entropy" if "log_base" in e.moments else "entropy"
 
-    def line(name: str, value: float, get) -> tuple[str, float, float | None, float | None]:
+    def line(name: str, value: float, get) -> Line:
         mc: Terms | None = e.mc_stderr
         return name, value, None if mc is None else get(mc), get(e.stderr)
 
@@ -82,11 +95,11 @@ def _missing(fraction: Tensor) -> str:
 
 def _remarks(e: "Evaluation") -> list[str]:
     reconstruction, minus_kl = add_up(e.elbo, [e.reconstruction, -e.kl])
-    remarks = [f"ELBO = reconstruction {_number(reconstruction)} - KL {_number(-minus_kl)}"]
+    remarks = [f"ELBO = reconstruction {number(reconstruction)} - KL {number(-minus_kl)}"]
     gap_error = "" if e.mc_stderr is None else f" ± {_error(e.mc_stderr.gap)} (Monte Carlo)"
     values = {name: value for name, value, _, _ in _lines(e)}
     gap = values["+ prior residuals"] + values["+ decoder residuals"]
-    remarks.append(f"gap = ELBO - entropy sum = {_number(gap)}{gap_error}, {e.relative_gap:.1e} of |ELBO|")
+    remarks.append(f"gap = ELBO - entropy sum = {number(gap)}{gap_error}, {e.relative_gap:.1e} of |ELBO|")
     g = e.gains
     if e.optimal_variance is not None and e.variance_ratio is not None and g.variance is not None:
         what = (
@@ -94,21 +107,21 @@ def _remarks(e: "Evaluation") -> list[str]:
             if e.variance_kind == "shared"
             else f"multiply all σ² by {e.variance_ratio:.4g}"
         )
-        remarks.append(f"{what}: gains {_number(g.variance)} nats")
+        remarks.append(f"{what}: gains {number(g.variance)} nats")
     if g.feature_variance is not None and g.feature_variance.numel() > 1:
         total = float(g.feature_variance.sum())
         gains = (
-            f"gains {_number(total)} nats"
+            f"gains {number(total)} nats"
             if math.isfinite(total)
             else "no upper bound: some feature is reproduced exactly"
         )
         remarks.append(f"rescale σ² of each feature: {gains}")
     if g.prior_variance is not None:
-        remarks.append(f"rescale the prior to the posteriors: gains {_number(float(g.prior_variance.sum()))} nats")
+        remarks.append(f"rescale the prior to the posteriors: gains {number(float(g.prior_variance.sum()))} nats")
     if e.observed_fraction is not None:
         remarks.append(_missing(e.observed_fraction))
     if e.log_jacobian:
-        remarks.append(f"in the units of the data as stored: ELBO {_number(e.data_elbo)} nats")
+        remarks.append(f"in the units of the data as stored: ELBO {number(e.data_elbo)} nats")
     if e.elbo == -math.inf:
         remarks.append("the ELBO is -inf: the model gives some data probability 0")
     if e.sampled:
@@ -118,17 +131,13 @@ def _remarks(e: "Evaluation") -> list[str]:
     return remarks
 
 
-def _size(shape: tuple[int, ...]) -> str:
+def size(shape: tuple[int, ...]) -> str:
+    """A shape as its numbers with × between them."""
     return "×".join(str(n) for n in shape) or "1"
 
 
 def render(e: "Evaluation") -> str:
     """Several lines of text: the ledger, then what it says. An error of "-" is unknown."""
-    sizes = f"{e.num_points:,} data points of {_size(e.data_shape)} features, {_size(e.latent_shape)} latents"
+    sizes = f"{e.num_points:,} data points of {size(e.data_shape)} features, {size(e.latent_shape)} latents"
     settings = f"{e.expectation}, networks in {e.mode} mode"
-    table = [f"{'':<26}{'value':>14}{'MC error':>12}{'std. error':>12}"]
-    for name, value, mc, stderr in _lines(e):
-        if name.startswith("="):
-            table.append("-" * 64)
-        table.append(f"{name:<26} {_number(value):>13} {_error(mc):>11} {_error(stderr):>11}")
-    return "\n".join([f"{sizes}; nats per data point", settings, "", *table, "", *_remarks(e)])
+    return "\n".join([f"{sizes}; nats per data point", settings, "", *table(_lines(e)), "", *_remarks(e)])

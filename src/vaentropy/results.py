@@ -24,7 +24,7 @@ from vaentropy.variances import (
     scale_gain_error,
 )
 
-__all__ = ["Entropies", "Evaluation", "Gains", "Terms", "concatenate", "read_out"]
+__all__ = ["Entropies", "Evaluation", "Gains", "Terms", "concatenate", "plain", "read_out"]
 
 # log σ² that varies less than this over data and draws of z counts as one constant.
 CONSTANT_LOG_VARIANCE = 1e-9
@@ -113,17 +113,20 @@ class Terms:
 
     def to_dict(self, *, vectors: bool = True) -> dict[str, Any]:
         """Plain numbers, lists and dicts, for JSON; without `vectors`, only what is one number."""
-        return _plain(self, vectors)
+        return plain(self, vectors)
 
 
-def _plain(value: Any, vectors: bool) -> Any:
+def plain(value: Any, vectors: bool = True) -> Any:
+    """A result as plain numbers, lists and dicts: fields that its repr leaves out are left out; so are vectors, unless
+    they are wanted.
+    """
     if isinstance(value, Tensor):
         return value.tolist()
     if isinstance(value, Expectation):
         return repr(value)
     if is_dataclass(value):
         named = {f.name: getattr(value, f.name) for f in fields(value) if f.repr}
-        return {name: _plain(v, vectors) for name, v in named.items() if vectors or not isinstance(v, Tensor)}
+        return {name: plain(v, vectors) for name, v in named.items() if vectors or not isinstance(v, Tensor)}
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -205,6 +205,54 @@ EVALUATIONS = [
 ]
 
 
+def diagnosing(name: str, *says: str, data: Any = X, **options: Any) -> Case:
+    """`diagnose` of a model with three features, on twenty points unless told otherwise."""
+    return calling(f"diagnose-{name}", lambda: ve.diagnose(model(), data, progress=False, **options), *says)
+
+
+DIAGNOSES = [
+    calling("diagnose-model", lambda: ve.diagnose(OTHER, X), "str", "from_functions"),
+    diagnosing("shape", "(20, 2)", "(N, 3)", data=X[:, :2]),
+    diagnosing("text", "str", data=OTHER),
+    diagnosing("none", "NoneType", data=NONE),
+    diagnosing("nothing", "no data points", data=X[:0]),
+    diagnosing("nan", "row 4, column 2", data=with_nan()),
+    diagnosing("iterator", "list_iterator", "read once", data=iter([X])),
+    diagnosing("held-out-iterator", "held_out", "read once", held_out=iter([X])),
+    diagnosing("held-out-shape", "(20, 2)", held_out=X[:, :2]),
+    diagnosing("optimizer", "optimizer='other'", optimizer=OTHER),
+    diagnosing("beta-0", "beta=0", "positive", beta=0.0),
+    diagnosing("beta-text", "beta='other'", beta=OTHER),
+    diagnosing("tolerance-negative", "tolerance=-1", tolerance=-1.0),
+    diagnosing("overfitting-nan", "overfitting=nan", overfitting=float("nan")),
+    diagnosing("num-errors-text", "num_errors='other'", num_errors=OTHER),
+    diagnosing("distance-0", "distance=0", distance=0.0),
+    diagnosing("duplicate-text", "duplicate='other'", duplicate=OTHER),
+    diagnosing("collapse-text", "collapse='other'", "paper", collapse=OTHER),
+    diagnosing("collapse-none", "collapse=None", collapse=NONE),
+    diagnosing("expectation", "expectation='other'", expectation=OTHER),
+    diagnosing("num-draws-1", "num_draws=1", num_draws=1),
+    diagnosing("batch-size-0", "batch_size=0", batch_size=0),
+    diagnosing("mode", "mode='other'", mode=OTHER),
+    diagnosing("missing-rule", "missing='other'", missing=OTHER),
+    diagnosing("log-jacobian", "log_jacobian", log_jacobian=OTHER),
+    diagnosing("bind", "bind='other'", bind=OTHER),
+    calling("implied-variance-0", lambda: ve.diagnosis.implied_variance(0.0, data_shape=3), "kl_weight=0"),
+    calling(
+        "implied-variance-mean", lambda: ve.diagnosis.implied_variance(1.0, data_shape=3, kl="mean"), "latent_shape"
+    ),
+    calling("implied-variance-how", lambda: ve.diagnosis.implied_variance(1.0, data_shape=3, kl=OTHER), "kl='other'"),
+    calling("gradient-check-model", lambda: ve.diagnosis.gradient_check(OTHER, X), "trainable"),
+    calling("gradient-check-draws", lambda: ve.diagnosis.gradient_check(model(), X, num_draws=1), "num_draws=1"),
+    calling("gradient-check-betas", lambda: ve.diagnosis.gradient_check(model(), X, betas=[-1.0]), "betas"),
+    calling("prune-run-latents", lambda: ve.runs.prune_run("run", latents=[7]), "[7]", "from 0", make=run),
+    calling("prune-run-text", lambda: ve.runs.prune_run("run", latents=OTHER), "latents=", "from 0", make=run),
+    calling("continue-run-epochs", lambda: ve.runs.continue_run("run", epochs=0), "epochs=0", make=run),
+    calling("continue-run-unknown", lambda: ve.runs.continue_run("run", epoch=3), "'epochs'", make=run),
+    calling("continue-run-networks", lambda: ve.runs.continue_run("run", hidden=(9,)), "hidden=(9,)", make=run),
+]
+
+
 def _calibrate_bernoulli() -> Any:
     prior = torch.distributions.Independent(torch.distributions.Laplace(torch.zeros(2), torch.ones(2)), 1)
     encode = model()
@@ -376,4 +424,4 @@ RUN_FUNCTIONS = [
     calling("calibrate-run-expectation", lambda: ve.runs.calibrate_run("run", expectation=OTHER), "expectat", make=run),
 ]
 
-PYTHON = [*MODELS, *FITS, *EVALUATIONS, *SELECTIONS, *LOADS, *RUN_FUNCTIONS]
+PYTHON = [*MODELS, *FITS, *EVALUATIONS, *SELECTIONS, *DIAGNOSES, *LOADS, *RUN_FUNCTIONS]

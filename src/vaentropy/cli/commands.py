@@ -106,7 +106,7 @@ def evaluate(run: str, num_samples: int, seed: int, as_json: bool, **given: Any)
 @options.data_folder
 @click.option("--tolerance", type=float, default=0.1, show_default=True, help="Nats below which nothing is a problem.")
 @click.option("--overfitting", type=float, default=1.0, show_default=True, help="Nats that held-out data may cost.")
-@click.option("--collapse", default="relative", show_default=True, help="relative, paper, or a KL in nats.")
+@click.option("--collapse", default="relative", show_default=True, help=options.COLLAPSE)
 @click.option("--num-samples", type=int, default=16, show_default=True, help="Draws of z per point.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if there is a problem.")
@@ -118,7 +118,7 @@ def diagnose(run: str, num_samples: int, seed: int, collapse: str, strict: bool,
     from vaentropy.files import to_json
     from vaentropy.runs import diagnose_run
 
-    rule = float(collapse) if collapse.replace(".", "", 1).isdecimal() else collapse
+    rule = options.collapse_of(collapse)
     diagnosis = diagnose_run(run, expectation=MonteCarlo(num_samples, seed), collapse=rule, **given)
     click.echo(to_json({"run": run, **diagnosis.to_dict()}) if as_json else diagnosis)
     return int(strict and not diagnosis.clean)
@@ -149,6 +149,58 @@ def calibrate(run: str, num_samples: int, seed: int, as_json: bool, **given: Any
         click.echo(f"{after}\n\nbefore: ELBO {before.elbo:.4f}, gap {before.gap:.4f}")
         click.echo(f"after:  ELBO {after.elbo:.4f}, gap {after.gap:.4f}")
         click.echo(f"\nRun in {folder}", err=True)
+
+
+@vaentropy.command()
+@click.argument("run", type=options.PATH)
+@click.option(
+    "--latents", type=options.CommaSeparated(int), help="Which to remove, from 0; default: the collapsed ones."
+)
+@click.option("--collapse", default="relative", show_default=True, help=options.COLLAPSE)
+@click.option("--out", type=options.PATH, help="Folder of the copy, new or empty; default: a new one under runs/.")
+@options.overwrite
+@options.data_folder
+@click.option("--num-samples", type=int, default=16, show_default=True, help="Draws of z per point.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
+@options.device
+@options.as_json
+def prune(run: str, num_samples: int, seed: int, collapse: str, as_json: bool, **given: Any) -> None:
+    """Copy folder RUN without the latents that have collapsed."""
+    from vaentropy.expectation import MonteCarlo
+    from vaentropy.files import to_json
+    from vaentropy.runs import prune_run
+
+    done = prune_run(run, expectation=MonteCarlo(num_samples, seed), collapse=options.collapse_of(collapse), **given)
+    if as_json:
+        parts = {"before": done.before.to_dict(vectors=False), "after": done.after.to_dict(vectors=False)}
+        click.echo(
+            to_json({"run": None if done.folder is None else str(done.folder), "removed": done.removed, **parts})
+        )
+    elif done.folder is None:
+        click.echo("no latent has collapsed: nothing to remove")
+    else:
+        error = 0.0 if done.after.mc_stderr is None else done.after.mc_stderr.elbo
+        change = done.after.elbo - done.before.elbo
+        click.echo(f"removed latents {', '.join(map(str, done.removed))}, {done.after.latent_shape[0]} are left")
+        click.echo(f"ELBO {done.before.elbo:.4f} before, {done.after.elbo:.4f} after: {change:+.4f} ± {error:.4f}")
+        click.echo(f"\nRun in {done.folder}", err=True)
+
+
+@vaentropy.command("continue")
+@click.argument("run", type=options.PATH)
+@click.option("--out", type=options.PATH, help="Folder of the new run, new or empty; default: a new one under runs/.")
+@options.overwrite
+@options.as_json
+@options.settings
+def continue_(run: str, out: str | None, overwrite: bool, as_json: bool, **given: Any) -> None:
+    """Train the model in folder RUN further, as a new run, with analytic variances; of a vae0 it can make a vae1.
+
+    Settings are those of RUN, where none are given; those of data and networks are fixed.
+    """
+    from vaentropy.runs import continue_run
+
+    chosen = {name: value for name, value in given.items() if value is not None}
+    _show(continue_run(run, out=out, overwrite=overwrite, **chosen), as_json)
 
 
 def _target(out: str, as_json: bool, data: str | None = None) -> str | None:
@@ -251,8 +303,8 @@ def info(run: str, as_json: bool) -> None:
     data, last = manifest.get("data", {}), about["last"]
     say(f"{about['run']}: {config['model']} on {config['data']}, {about['status']}")
     say(f"epochs         {about['epochs']}")
-    if about["calibrated_from"]:
-        say(f"calibrated     from {about['calibrated_from']}")
+    for how, other in about["made_from"].items():
+        say(f"{how.removesuffix('_from'):<15}from {other}")
     if data:
         sizes = f"{data['num_train']:,} to train on, {data['num_held_out']:,} held out"
         say(f"data           {data['description']}; {sizes}, shape {tuple(data['data_shape'])}")

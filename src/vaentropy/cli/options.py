@@ -9,9 +9,11 @@ import click
 from vaentropy.config import RunConfig
 
 __all__ = [
+    "COLLAPSE",
     "PATH",
     "CommaSeparated",
     "as_json",
+    "collapse_of",
     "completing",
     "data_folder",
     "device",
@@ -67,6 +69,17 @@ overwrite = click.option("--overwrite", is_flag=True, help="Replace what --out n
 out_file = click.option(
     "--out", required=True, type=PATH, help="A .npy, .csv or .parquet file; - writes CSV to stdout."
 )
+
+
+COLLAPSE = "When a latent has collapsed: relative (to the largest KL), paper, or with less KL than so many nats."
+
+
+def collapse_of(text: str) -> Any:
+    """A rule of collapse from its text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _shown(default: Any) -> str | bool:

@@ -15,10 +15,10 @@ from vaentropy.diagnosis.points import Reading
 from vaentropy.diagnosis.report import Diagnosis, Number
 from vaentropy.diagnosis.rules import findings_of
 from vaentropy.diagnosis.rules.finding import residuals
-from vaentropy.evaluation import Missing, check_log_jacobian
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import Mode
+from vaentropy.passes import Missing, check_log_jacobian
 from vaentropy.progress import progress_bar
 
 __all__ = ["diagnose"]
@@ -104,16 +104,14 @@ def diagnose(
     )
     with progress_bar(STAGES, "stages", show=progress) as report:
         evidence = gather(
-            model,
+            Reading(model, batch_size, bind, missing, mode),
             data,
             held_out,
             optimizer=optimizer,
             beta=beta,
             expectation=expectation,
             num_draws=num_draws,
-            reading=Reading(batch_size, bind, missing),
             log_jacobian=check_log_jacobian(log_jacobian),
-            mode=mode,
             gradients=gradients,
             thresholds=thresholds,
             report=report,

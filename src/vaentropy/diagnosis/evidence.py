@@ -1,7 +1,7 @@
 """What a diagnosis stands on: evaluations, gradients, a linear model beside it, what the optimiser does besides."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -14,7 +14,7 @@ from vaentropy.data.given import Data
 from vaentropy.diagnosis.gradients import GradientCheck, StepCheck, gradient_check, trainable
 from vaentropy.diagnosis.latents import Collapse, Latents, latents_of
 from vaentropy.diagnosis.linearisation import split
-from vaentropy.diagnosis.points import Reading, batches, spread
+from vaentropy.diagnosis.points import Reading, require_rereadable, spread
 from vaentropy.errors import UsageError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation
@@ -22,6 +22,7 @@ from vaentropy.linear import LinearVAE
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import Mode
 from vaentropy.moments import DataMoments
+from vaentropy.passes import Batch
 from vaentropy.results import Evaluation
 
 __all__ = ["Decay", "Evidence", "Thresholds", "gather"]
@@ -147,7 +148,7 @@ class Evidence:
 
 
 def gather(
-    model: LatentVariableModel,
+    reading: Reading,
     data: Data,
     held_out: Data | None,
     *,
@@ -155,9 +156,7 @@ def gather(
     beta: float | None,
     expectation: Expectation,
     num_draws: int,
-    reading: Reading,
     log_jacobian: Tensor | float,
-    mode: Mode,
     gradients: bool,
     thresholds: Thresholds,
     report: Callable[..., None],
@@ -167,19 +166,16 @@ def gather(
     Raises:
         VaentropyError: as `evaluate`; data that can be read once only.
     """
-    for name, each in (("data", data), ("held_out", held_out)):
-        if isinstance(each, Iterator):
-            raise UsageError(
-                f"{name} of type {type(each).__name__} given, which can be read once, expected data that can be read "
-                "again and again, such as a tensor or a DataLoader"
-            )
+    require_rereadable("data", data)
+    require_rereadable("held_out", held_out)
+    model = reading.model
     options: dict[str, Any] = {
         "expectation": expectation,
         "batch_size": reading.batch_size,
         "bind": reading.bind,
         "missing": reading.missing,
         "log_jacobian": log_jacobian,
-        "mode": mode,
+        "mode": reading.mode,
     }
     untested = []
     train = evaluate(model, data, **options)
@@ -188,9 +184,9 @@ def gather(
     if held_out is None:
         untested.append("overfitting: no held-out data given (held_out=...)")
     report("modes")
-    difference = _mode_difference(model, data, reading, mode, expectation) if reading.bind is None else None
+    difference = _mode_difference(reading, data, expectation) if reading.bind is None else None
     report("linear model")
-    linear = _linear_elbo(model, data, reading, train)
+    linear = _linear_elbo(reading, data, train)
     report("gradients")
     check = None
     if not gradients:
@@ -206,7 +202,7 @@ def gather(
             batch_size=reading.batch_size,
             bind=reading.bind,
             missing=reading.missing,
-            mode=mode,
+            mode=reading.mode,
             seed=expectation.seed,
         )
         untested += check.untested
@@ -230,36 +226,40 @@ def gather(
     )
 
 
-def _mode_difference(
-    model: LatentVariableModel, data: Data, reading: Reading, mode: Mode, expectation: Expectation
-) -> tuple[float, float] | None:
+def _mode_difference(reading: Reading, data: Data, expectation: Expectation) -> tuple[float, float] | None:
     """How much the ELBO of some points differs in the other mode, by common draws; None for a model without modes."""
-    if not isinstance(model, nn.Module):
+    if not isinstance(reading.model, nn.Module):
         return None
-    x, observed = spread(model, data, reading, COMPARED)
+    x, observed = spread(reading, data, COMPARED)
     if observed is not None:
         x = x.masked_fill(~observed, math.nan)
-    other: Mode = "train" if mode == "eval" else "eval"
+    other: Mode = "train" if reading.mode == "eval" else "eval"
 
     def elbo(which: Mode) -> Tensor:
         options: dict[str, Any] = {"missing": reading.missing, "batch_size": len(x), "pointwise": True}
-        pointwise = evaluate(model, x, expectation=expectation, mode=which, **options).pointwise
+        pointwise = evaluate(reading.model, x, expectation=expectation, mode=which, **options).pointwise
         assert pointwise is not None
         return pointwise["elbo"]
 
-    difference = elbo(other) - elbo(mode)
+    difference = elbo(other) - elbo(reading.mode)
     return float(difference.mean()), float(difference.std() / len(x) ** 0.5) if len(x) > 1 else math.nan
 
 
-def _linear_elbo(model: LatentVariableModel, data: Data, reading: Reading, train: Evaluation) -> float | None:
+def _linear_elbo(reading: Reading, data: Data, train: Evaluation) -> float | None:
     """ELBO of the best linear VAE, which is its log-likelihood; None where there is none to compare with."""
     num_features = math.prod(train.data_shape)
     num_latents = math.prod(train.latent_shape)
     comparable = train.variance_kind is not None and train.observed_fraction is None and reading.bind is None
     if not comparable or num_features > MOST_FEATURES or not 0 < num_latents < num_features:
         return None
-    parts = (DataMoments.of(x.reshape(len(x), -1).cpu()) for _, x, _ in batches(model, data, reading))
-    statistics = reduce(DataMoments.merge, parts)
+    parts: list[DataMoments] = []
+
+    def count(batch: Batch) -> None:
+        parts.append(DataMoments.of(batch.x.flatten(1).cpu()))
+        parts[:] = [reduce(DataMoments.merge, parts)]
+
+    reading.each(data, count)
+    statistics = parts[0]
     try:
         linear = LinearVAE.optimum(statistics, num_latents)
     except UsageError:  # σ² = 0: too few points, or data that lie in a subspace

@@ -1,7 +1,7 @@
 """The gradient check: how far from stationary a model is, and whether it can make the moves of the theorem."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,14 +16,15 @@ from vaentropy.decomposition import decompose
 from vaentropy.diagnosis.linearisation import flat, num_elements, split
 from vaentropy.diagnosis.moves import Move, moves_of
 from vaentropy.diagnosis.outputs import outputs_of
-from vaentropy.diagnosis.points import Reading, batches, spread
+from vaentropy.diagnosis.points import Reading, require_rereadable, spread
 from vaentropy.diagnosis.step import uphill
-from vaentropy.errors import ModelError, UnsupportedError, UsageError
-from vaentropy.evaluation import Missing, evaluate
+from vaentropy.errors import ModelError, UnsupportedError, UsageError, shown
+from vaentropy.evaluation import evaluate
 from vaentropy.expectation import MonteCarlo
 from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import Mode, in_mode
-from vaentropy.seeding import seeded
+from vaentropy.passes import Batch, Missing
+from vaentropy.seeding import generator_of, seeded
 
 __all__ = ["GradientCheck", "MoveCheck", "StepCheck", "gradient_check", "trainable"]
 
@@ -31,6 +32,8 @@ __all__ = ["GradientCheck", "MoveCheck", "StepCheck", "gradient_check", "trainab
 LINEARISED, MEASURED = 300, 4000
 LENGTHS = (1.0, 0.5, 0.25, 0.1)
 STEP_SAMPLES = 2
+# Of a step that leads to where nothing is a number.
+NO_GAIN = -math.inf, math.inf
 # Where the cosine between the gradients of reconstruction and KL is above this, some β balances them.
 ALIGNED = 0.95
 # A β counts as another one if it differs by this fraction.
@@ -167,15 +170,18 @@ def gradient_check(
         UsageError: the model has no parameters to train, or an argument has a wrong value.
         DataError, ModelError: as for `evaluate`.
     """
+    require_rereadable("data", data)
     require_count("num_draws", num_draws, least=2)
     require_seed(seed)
-    for beta in betas or ():
-        require_number("betas", beta)
+    if betas is not None:
+        if not isinstance(betas, Iterable):
+            raise UsageError(f"betas={shown(betas)} given, expected a list of positive numbers")
+        betas = [require_number("betas", beta) for beta in betas]
     parameters = trainable(model)
     if not parameters:
         how = "pass modules=[...] to from_functions"
         raise UsageError(f"a model without trainable parameters given, expected an nn.Module that has some; {how}")
-    look = _Look(model, data, parameters, Reading(batch_size, bind, missing), mode, seed)
+    look = _Look(Reading(model, batch_size, bind, missing, mode), data, parameters, seed)
     moves = look.moves()
     sums = look.gradients(moves, num_draws, on_batch)
     check = GradientCheck(
@@ -207,39 +213,34 @@ class _Sums:
 class _Look:
     """One model and its data, looked at from several sides."""
 
-    def __init__(
-        self,
-        model: LatentVariableModel,
-        data: Data,
-        parameters: list[nn.Parameter],
-        reading: Reading,
-        mode: Mode,
-        seed: int,
-    ):
-        self.model, self.data, self.parameters = model, data, parameters
-        self.reading, self.seed = reading, seed
-        self.mode: Mode = mode
-        self.device = placement(model)[0] or torch.device("cpu")
+    def __init__(self, reading: Reading, data: Data, parameters: list[nn.Parameter], seed: int):
+        self.reading, self.data, self.parameters, self.seed = reading, data, parameters, seed
+        self.model = reading.model
         self.untested: list[str] = []
         self.points: Tensor | None = None
         if reading.bind is not None:
             self.untested.append("moves and steps: the model needs context (bind)")
-        elif reading.missing == "error":
-            self.points, _ = spread(model, data, reading, MEASURED)
+            return
+        # The likelihood's parameters at missing values would count as if they were observed.
+        points, observed = spread(reading, data, MEASURED)
+        points = points if observed is None else points[observed.flatten(1).all(1)]
+        if len(points) < 2:
+            self.untested.append("moves and steps: fewer than two data points without missing values")
         else:
-            # The likelihood's parameters at missing values would count as if they were observed.
-            points, observed = spread(model, data, reading, MEASURED)
-            self.points = points if observed is None else points[observed.flatten(1).all(1)]
+            self.points = points
+
+    def _seed(self, *piece: int | str) -> int:
+        """Of draws that nothing else was fitted to: a step gains on the draws that its direction comes from."""
+        return generator_of(self.seed, *piece).initial_seed()
 
     @contextmanager
-    def _running(self, seed: int) -> Iterator[torch.Generator]:
-        with torch.enable_grad(), in_mode(self.model, self.mode), seeded(seed, self.device):
-            yield torch.Generator(self.device).manual_seed(seed)
+    def _running(self) -> Iterator[None]:
+        device = placement(self.model)[0] or torch.device("cpu")
+        with torch.enable_grad(), in_mode(self.model, self.reading.mode), seeded(self.seed, device):
+            yield
 
     def _some(self) -> Tensor | None:
-        if self.points is None or len(self.points) < 2:
-            return None
-        return self.points[:: max(1, len(self.points) // LINEARISED)]
+        return None if self.points is None else self.points[:: max(1, len(self.points) // LINEARISED)]
 
     def moves(self) -> list[Move]:
         """The theorem's moves, as near as the parameters come; none where that cannot be told."""
@@ -247,7 +248,7 @@ class _Look:
         if points is None:
             return []
         try:
-            with self._running(self.seed):
+            with self._running():
                 return moves_of(outputs_of(self.model, points, self.seed), self.parameters)
         except (UnsupportedError, RuntimeError) as error:
             self.untested.append(f"moves of the theorem: {str(error).splitlines()[0]}")
@@ -258,7 +259,7 @@ class _Look:
         zeros = torch.zeros(num_elements(self.parameters), dtype=torch.float64)
         sums = _Sums(zeros, zeros)
         for draw in range(num_draws):
-            reconstruction, kl, residuals = self._gradient(self.seed + 1 + draw, on_batch)
+            reconstruction, kl, residuals = self._gradient(self._seed("gradient", draw), on_batch)
             sums.reconstruction, sums.kl = sums.reconstruction + reconstruction, sums.kl + kl
             sums.squares.append(float((reconstruction - kl).square().sum()))
             reached = kl != 0
@@ -272,23 +273,21 @@ class _Look:
 
     def _gradient(self, seed: int, on_batch: Callable[[int], None] | None) -> tuple[Tensor, Tensor, dict[str, float]]:
         """∇reconstruction and ∇KL (P,), and the residuals, means over the data with one draw of z for each point."""
-        number, totals = 0, [torch.zeros(num_elements(self.parameters), dtype=torch.float64)] * 2
+        totals = [torch.zeros(num_elements(self.parameters), dtype=torch.float64)] * 2
         residuals = {"decoder": 0.0, "prior": 0.0}
-        with self._running(seed) as generator:
-            for bound, x, observed in batches(self.model, self.data, self.reading):
-                terms = decompose(bound, x, MonteCarlo(1), generator, observed).terms
+
+        def measure(batch: Batch) -> None:
+            with torch.enable_grad():
+                terms = decompose(batch.model, batch.x, MonteCarlo(1), batch.generator, batch.observed).terms
                 for i, name in enumerate(("reconstruction", "kl")):
                     value = terms[name].value.sum()
                     if value.requires_grad:
                         gradients = torch.autograd.grad(value, self.parameters, retain_graph=i == 0, allow_unused=True)
                         totals[i] = totals[i] + flat(gradients, self.parameters).cpu()
-                for name in residuals:
-                    residuals[name] += float(terms[f"{name}_gap"].value.detach().sum())
-                number += len(x)
-                if on_batch:
-                    on_batch(len(x))
-        if not number:
-            raise UsageError("data without points given, expected some that can be read several times, no iterator")
+            for name in residuals:
+                residuals[name] += float(terms[f"{name}_gap"].value.detach().sum())
+
+        number = self.reading.each(self.data, measure, seed=seed, on_batch=on_batch)
         reconstruction, kl = (total / number for total in totals)
         return reconstruction, kl, {name: total / number for name, total in residuals.items()}
 
@@ -301,7 +300,7 @@ class _Look:
         for beta in dict.fromkeys(betas):
             gradient = (sums.reconstruction - beta * sums.kl) / num_draws
             try:
-                with self._running(self.seed):
+                with self._running():
                     outputs = outputs_of(self.model, points, self.seed)
                     direction = uphill(outputs, self.parameters, gradient, beta=beta)
             except (UnsupportedError, RuntimeError) as error:
@@ -313,32 +312,33 @@ class _Look:
 
     def _step(self, direction: Tensor, beta: float) -> StepCheck:
         """The best of a few lengths of the step, and what it brings on other draws."""
-        tried = {length: self._gain(direction * length, beta, self.seed + 1) for length in LENGTHS}
-        length = max(tried, key=lambda each: tried[each][0])
-        if tried[length][0] <= 0:
+        gains = self._gains([direction * length for length in LENGTHS], beta, self._seed("length"))
+        best = max(range(len(LENGTHS)), key=lambda i: gains[i][0])
+        if gains[best][0] <= 0:
             return StepCheck(gain=0.0, gain_error=0.0, length=0.0)
-        gain, error = self._gain(direction * length, beta, self.seed + 2)
-        return StepCheck(gain=gain, gain_error=error, length=length)
+        [(gain, error)] = self._gains([direction * LENGTHS[best]], beta, self._seed("gain"))
+        return StepCheck(gain=gain, gain_error=error, length=LENGTHS[best])
 
-    def _gain(self, direction: Tensor, beta: float, seed: int) -> tuple[float, float]:
-        """What a step brings, nats per data point, and its standard error, from common draws before and after."""
+    def _gains(self, directions: Sequence[Tensor], beta: float, seed: int) -> list[tuple[float, float]]:
+        """What each step brings, nats per data point, and its standard error, from common draws before and after."""
         assert self.points is not None
         x, options = self.points, {"expectation": MonteCarlo(STEP_SAMPLES, seed), "batch_size": self.reading.batch_size}
 
         def objective() -> Tensor:
-            pointwise = evaluate(self.model, x, mode=self.mode, pointwise=True, **options).pointwise
+            pointwise = evaluate(self.model, x, mode=self.reading.mode, pointwise=True, **options).pointwise
             assert pointwise is not None
             return pointwise["reconstruction"] - beta * pointwise["kl"]
 
-        before = objective()
-        try:
-            with moved(self.parameters, direction):
-                risen = objective() - before
-        except ModelError:  # not a number
-            return -math.inf, math.inf
-        if not bool(torch.isfinite(risen).all()):
-            return -math.inf, math.inf
-        return float(risen.mean()), float(risen.std() / len(risen) ** 0.5) if len(risen) > 1 else math.nan
+        before, gains = objective(), []
+        for direction in directions:
+            try:
+                with moved(self.parameters, direction):
+                    risen = objective() - before
+            except (ModelError, ValueError):  # not a number; distributions that check their arguments say so themselves
+                risen = torch.full_like(before, -math.inf)
+            finite = bool(torch.isfinite(risen).all())
+            gains.append((float(risen.mean()), float(risen.std() / len(risen) ** 0.5)) if finite else NO_GAIN)
+        return gains
 
 
 @contextmanager

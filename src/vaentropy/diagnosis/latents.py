@@ -12,7 +12,7 @@ from vaentropy.errors import UsageError, shown
 from vaentropy.model import LatentVariableModel
 from vaentropy.results import Evaluation
 
-__all__ = ["Collapse", "Latents", "Status", "latents_of"]
+__all__ = ["Collapse", "Latents", "Status", "check_collapse", "latents_of"]
 
 Status = Literal["collapsed", "partly used", "active"]
 Collapse = Literal["relative", "paper"] | float
@@ -152,13 +152,14 @@ def latents_of(
             a KL below so many nats.
 
     Returns:
-        None where posterior or prior are not normal with independent elements.
+        None where posterior or prior are not normal with independent elements, or each point has a prior of its own.
     """
     check_collapse(collapse)
-    e = evaluation
-    prior = diagonal_parameters(model.prior())
+    e, p = evaluation, model.prior()
+    prior = diagonal_parameters(p)
     parts = (e.kl_per_latent, e.encoder_entropy_per_latent, e.prior_residuals, e.optimal_prior_variance)
-    if prior is None or any(part is None for part in parts) or e.latent_mean_variance is None:
+    of_each_point = tuple(p.batch_shape + p.event_shape) not in ((), e.latent_shape)
+    if prior is None or of_each_point or any(part is None for part in parts) or e.latent_mean_variance is None:
         return None
     shape = e.latent_shape
     prior_mean, prior_log_variance = (p.detach().cpu().expand(shape).flatten() for p in prior)

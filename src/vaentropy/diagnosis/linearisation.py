@@ -13,7 +13,7 @@ Linear = Callable[[Tensor], Tensor]
 
 # Random directions from which the size of each column of a matrix is estimated, good to a factor of two.
 NUM_PROBES = 8
-# Columns smaller than this, relative to the largest, count as zero.
+# Columns and curvatures smaller than this, relative to the largest, count as zero.
 NEGLIGIBLE = 1e-12
 
 
@@ -47,26 +47,42 @@ class Linearisation:
 
     def __init__(self, outputs: Float[Tensor, "M"], parameters: Sequence[Tensor]):
         self.outputs, self.parameters = outputs, parameters
+        self._reached: list[int] = []
+        if not outputs.requires_grad:
+            return
         # Jᵀu is linear in u, and its derivative with respect to u is J: one graph serves both products. (Forward mode
         # would ask more of a model: torch.func knows no custom functions without a jvp.)
         self._cotangent = torch.zeros_like(outputs, requires_grad=True)
         products = torch.autograd.grad(outputs, parameters, self._cotangent, create_graph=True, allow_unused=True)
         self._reached = [i for i, product in enumerate(products) if product is not None and product.requires_grad]
+        if not self._reached:
+            return
         self._products = [products[i] for i in self._reached]
+        # The transpose is that of `forward`, and not what backward makes of u: the gradient of a floor on σ² depends on
+        # the sign of u, so that it is no linear function of it.
+        self._direction = [torch.zeros_like(parameters[i], requires_grad=True) for i in self._reached]
+        self._product = self._forward(self._direction, create_graph=True)
+
+    def _forward(self, parts: Sequence[Tensor], *, create_graph: bool = False) -> Tensor:
+        (product,) = torch.autograd.grad(
+            self._products, self._cotangent, parts, retain_graph=True, create_graph=create_graph
+        )
+        return product
 
     def forward(self, direction: Float[Tensor, "P"]) -> Float[Tensor, "M"]:
         """J v."""
         if not self._reached:
             return torch.zeros_like(self.outputs)
         parts = split(direction, self.parameters)
-        (product,) = torch.autograd.grad(
-            self._products, self._cotangent, [parts[i] for i in self._reached], retain_graph=True, allow_unused=True
-        )
-        return torch.zeros_like(self.outputs) if product is None else product
+        return self._forward([parts[i] for i in self._reached])
 
     def transpose(self, cotangent: Float[Tensor, "M"]) -> Float[Tensor, "P"]:
         """Jᵀ u."""
-        gradients = torch.autograd.grad(self.outputs, self.parameters, cotangent, retain_graph=True, allow_unused=True)
+        gradients: list[Tensor | None] = [None] * len(self.parameters)
+        if self._reached:
+            parts = torch.autograd.grad(self._product, self._direction, cotangent, retain_graph=True)
+            for i, part in zip(self._reached, parts, strict=True):
+                gradients[i] = part
         return flat(gradients, self.parameters)
 
 
@@ -112,16 +128,12 @@ class ScalesAndShifts:
         return torch.cat(coefficients)
 
 
-def column_scales(transpose: Linear, num_rows: int, like: Tensor) -> Tensor:
-    """1 / size of each column of a matrix, estimated from its transpose; 0 for a column of zeros."""
+def column_scales(transpose: Linear, num_rows: int, like: Tensor, *, least: float = 0.0) -> Tensor:
+    """1 / size of each column of a matrix, estimated from its transpose; 0 for one of zeros, or below `least`."""
     generator = torch.Generator().manual_seed(0)
-    square = 0
-    for _ in range(NUM_PROBES):
-        probe = torch.randn(num_rows, generator=generator, dtype=torch.float64).to(like)
-        square = square + transpose(probe).square()
-    assert isinstance(square, Tensor)
-    size = square.sqrt()
-    return torch.where(size > NEGLIGIBLE * size.max(), 1 / size, 0.0)
+    probes = (torch.randn(num_rows, generator=generator, dtype=torch.float64).to(like) for _ in range(NUM_PROBES))
+    size = torch.stack([transpose(probe).square() for probe in probes]).mean(0).sqrt()
+    return torch.where(size > max(NEGLIGIBLE * float(size.max()), least), 1 / size, 0.0)
 
 
 def conjugate_gradients(
@@ -141,15 +153,18 @@ def conjugate_gradients(
     """
     x, residual, direction = torch.zeros_like(right), right, right
     square = residual.dot(residual)
-    start, risen = square, 0.0
+    start, risen, steepest = square, 0.0, 0.0
     for iteration in range(1, iterations + 1):
         applied = apply(direction)
-        curvature = direction.dot(applied)
-        if not curvature > 0 or square <= torch.finfo(right.dtype).eps ** 2 * start:
+        curvature, length = direction.dot(applied), direction.dot(direction)
+        steepest = max(steepest, float(curvature / length)) if length > 0 else 0.0
+        # Along what A does not see, rounding alone would make steps, and large ones.
+        level = not curvature > NEGLIGIBLE * steepest * length
+        if level or square <= torch.finfo(right.dtype).eps ** 2 * start:
             break
-        length = square / curvature
-        x, residual = x + length * direction, residual - length * applied
-        risen += 0.5 * float(length * square)
+        step = square / curvature
+        x, residual = x + step * direction, residual - step * applied
+        risen += 0.5 * float(step * square)
         before, square = square, residual.dot(residual)
         direction = residual + square / before * direction
         if enough is not None and iteration % 10 == 0 and enough(risen):

@@ -26,6 +26,9 @@ ITERATIONS = 600
 FURTHER_ITERATIONS = 100
 # A move this near, relative to its length, counts as one that can be made; the search ends there.
 NEAR = 3e-3
+# What changes the outputs by less than this, relative to the move, would have to be scaled by a factor beyond reason to
+# have a part in it: a normalisation that nothing follows undoes any factor, but for the epsilon in it.
+TOO_SMALL = 1e-4
 # The search also ends where so many iterations bring it nearer by less than this fraction.
 STALLED = 0.01
 
@@ -154,7 +157,7 @@ def _least_squares(linear: Linearisation, target: Tensor) -> Tensor:
     def transpose(cotangent: Tensor) -> Tensor:
         return basis.contract(linear.transpose(cotangent))
 
-    scales = column_scales(transpose, len(target), target)
+    scales = column_scales(transpose, len(target), target, least=TOO_SMALL * float(target.norm()))
 
     def forward(coefficients: Tensor) -> Tensor:
         return linear.forward(basis.expand(scales * coefficients))

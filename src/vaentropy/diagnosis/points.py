@@ -8,41 +8,63 @@ import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.data.given import Data
-from vaentropy.evaluation import Missing, _batches, _require_shape, _without_missing
-from vaentropy.model import LatentVariableModel, placement
-from vaentropy.rows import rows_of
+from vaentropy.errors import UsageError
+from vaentropy.model import LatentVariableModel
+from vaentropy.modes import Mode
+from vaentropy.passes import Batch, Missing, each_batch
 
-__all__ = ["Reading", "batches", "spread"]
+__all__ = ["Reading", "require_rereadable", "spread"]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How data are read: the arguments of `evaluate` of these names."""
+    """A model and how data for it are read: arguments of `evaluate`."""
 
+    model: LatentVariableModel
     batch_size: int | None = None
     bind: Callable[[Any], tuple[LatentVariableModel, Tensor]] | None = None
     missing: Missing = "error"
+    mode: Mode = "eval"
+
+    def each(
+        self,
+        data: Data,
+        measure: Callable[[Batch], None],
+        *,
+        seed: int = 0,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> int:
+        """Call `measure` for one batch after the other, without gradients; return the number of data points."""
+        number, _ = each_batch(
+            self.model,
+            data,
+            measure,
+            seed=seed,
+            batch_size=self.batch_size,
+            sample_weight=None,
+            bind=self.bind,
+            missing=self.missing,
+            log_jacobian=0.0,
+            mode=self.mode,
+            on_batch=on_batch,
+        )
+        return number
 
 
-Batch = tuple[LatentVariableModel, Tensor, Tensor | None]
+def require_rereadable(name: str, data: Any) -> None:
+    """Refuse data that are used up by one pass.
+
+    Raises:
+        UsageError: they are.
+    """
+    if isinstance(data, Iterator):
+        raise UsageError(
+            f"{name} of type {type(data).__name__} given, which can be read once, expected data that can be read "
+            "again and again, such as a tensor or a DataLoader"
+        )
 
 
-def batches(model: LatentVariableModel, data: Data, reading: Reading) -> Iterator[Batch]:
-    """Model, x (B, *data_shape) on its device, and which entries are observed (None: all), batch by batch."""
-    device, dtype = placement(model)
-    seen = 0
-    for batch in _batches(data, reading.batch_size):
-        bound, x = reading.bind(batch) if reading.bind else (model, rows_of(batch))
-        if len(x) == 0:
-            continue
-        _require_shape(bound, x)
-        x = x.detach().to(device=device, dtype=dtype if x.is_floating_point() else None)
-        x, observed = _without_missing(x, reading.missing, seen)
-        seen += len(x)
-        yield bound, x, observed
-
-
-def spread(model: LatentVariableModel, data: Data, reading: Reading, num_points: int) -> tuple[Tensor, Tensor | None]:
+def spread(reading: Reading, data: Data, num_points: int) -> tuple[Tensor, Tensor | None]:
     """Points spread evenly over the data, which are read once, and which entries of them are observed.
 
     Returns:
@@ -50,16 +72,20 @@ def spread(model: LatentVariableModel, data: Data, reading: Reading, num_points:
     """
     kept: list[tuple[Tensor, Tensor]] = []
     step, seen, any_missing = 1, 0, False
-    for _, x, observed in batches(model, data, reading):
-        # Row numbers that are multiples of the step, whatever the batches.
+
+    def keep(batch: Batch) -> None:
+        nonlocal kept, step, seen, any_missing
+        any_missing |= batch.observed is not None
+        there = torch.ones_like(batch.x, dtype=torch.bool) if batch.observed is None else batch.observed
+        # Rows whose numbers are multiples of the step, whatever the batches.
         first = -seen % step
-        any_missing |= observed is not None
-        there = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
-        kept.append((x[first::step], there[first::step]))
-        seen += len(x)
+        kept.append((batch.x[first::step], there[first::step]))
+        seen += len(batch.x)
         while sum(len(rows) for rows, _ in kept) >= 2 * num_points:
             step *= 2
             rows, there = (torch.cat(parts)[::2] for parts in zip(*kept, strict=True))
             kept = [(rows, there)]
+
+    reading.each(data, keep)
     rows, there = (torch.cat(parts) for parts in zip(*kept, strict=True))
     return rows, there if any_missing else None

@@ -3,11 +3,13 @@
 from vaentropy.config import RunConfig as RunConfig
 from vaentropy.runs.diagnose import diagnose_run as diagnose_run
 from vaentropy.runs.folder import RunFolder as RunFolder
+from vaentropy.runs.remedies import calibrate_run as calibrate_run
+from vaentropy.runs.remedies import prune_run as prune_run
 from vaentropy.runs.select import select as select
 from vaentropy.runs.train import Run as Run
+from vaentropy.runs.train import continue_run as continue_run
 from vaentropy.runs.train import resume as resume
 from vaentropy.runs.train import train as train
-from vaentropy.runs.use import calibrate_run as calibrate_run
 from vaentropy.runs.use import describe_run as describe_run
 from vaentropy.runs.use import encode_run as encode_run
 from vaentropy.runs.use import evaluate_run as evaluate_run

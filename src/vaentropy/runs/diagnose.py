@@ -7,10 +7,11 @@ from vaentropy._typing import Tensor
 from vaentropy.checks import require_instance
 from vaentropy.data.source import Source
 from vaentropy.diagnosis import Diagnosis, diagnose
+from vaentropy.diagnosis.latents import check_collapse
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.runs.build import fingerprints, load_other, load_own, num_threads
 from vaentropy.runs.folder import RunFolder
-from vaentropy.runs.use import _require_shape, load
+from vaentropy.runs.use import load, require_data_shape
 
 __all__ = ["diagnose_run"]
 
@@ -42,13 +43,14 @@ def diagnose_run(
     """
     folder = RunFolder(run)
     require_instance("expectation", expectation, Expectation, "an Expectation such as MonteCarlo(16)")
+    check_collapse(options.get("collapse", "relative"))
     config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
     own = load_own(config, folder=data_folder)
     folder.require_same_data(fingerprints(own), own.scaling)
     held_out: Tensor | Source = own.held_out
     if data is not None:
         held_out = load_other(config, data, scaling, folder.columns(), folder=data_folder).train
-        _require_shape(model, held_out)
+        require_data_shape(model, held_out)
     with num_threads(config, model):
         return diagnose(
             model,
@@ -56,7 +58,7 @@ def diagnose_run(
             held_out=held_out if len(held_out) else None,
             beta=config.beta,
             expectation=expectation,
-            missing=config.missing,
+            missing=config.missing,  # type: ignore[arg-type]
             log_jacobian=scaling.log_jacobian,
             progress=progress,
             **options,

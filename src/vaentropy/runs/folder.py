@@ -2,6 +2,7 @@
 
 RUN/config.yaml          everything needed to repeat it, seeds included
 RUN/manifest.json        versions, device, data fingerprint, times, command line
+RUN/initial.safetensors  weights that training began with, where these are another run's
 RUN/scaling.safetensors  between data as stored and as the model sees them
 RUN/history.jsonl        one row per epoch
 RUN/checkpoints/         complete states to resume from
@@ -39,7 +40,16 @@ SCHEMA_VERSION = 2
 # Of the scale: sums in another order differ by rounding.
 SCALING_TOLERANCE = 1e-6
 LOCK = ".lock"
-FILES = ("config.yaml", "manifest.json", "scaling.safetensors", "history.jsonl", "evaluation.json", "model.safetensors")
+INITIAL = "initial.safetensors"
+FILES = (
+    "config.yaml",
+    "manifest.json",
+    INITIAL,
+    "scaling.safetensors",
+    "history.jsonl",
+    "evaluation.json",
+    "model.safetensors",
+)
 
 
 class RunFolder:

@@ -9,7 +9,7 @@ from pathlib import Path
 from vaentropy.checks import require_path
 from vaentropy.errors import UsageError
 from vaentropy.files import ASIDE
-from vaentropy.runs.folder import FILES, LOCK, RunFolder
+from vaentropy.runs.folder import FILES, INITIAL, LOCK, RunFolder
 
 __all__ = ["drop_replaced", "filled", "require_free"]
 
@@ -77,8 +77,8 @@ def require_free(folder: RunFolder, *, overwrite: bool) -> None:
             f"{folder} holds a run that was being replaced when the process was killed, in {path / REPLACED}; move its "
             "files back, replace it with --overwrite, or name another folder with --out"
         )
-    # What a run leaves that was killed while it wrote its first file.
-    left = (LOCK, REPLACED)
+    # What a run leaves that was killed while it wrote its first files.
+    left = (INITIAL, LOCK, REPLACED)
     if any(found.name not in left and not found.name.endswith(ASIDE) for found in path.iterdir()):
         raise UsageError(f"{folder} exists and is not an empty folder; name another one with --out")
 

@@ -1,11 +1,12 @@
 """Train a model and leave a run folder; go on with one that was interrupted."""
 
+import math
 import platform
 import shlex
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,17 +18,21 @@ import vaentropy
 from vaentropy.checks import require_instance, require_path
 from vaentropy.config import RunConfig
 from vaentropy.data import Dataset
+from vaentropy.data.formats.reading import one_line
 from vaentropy.data.source import first_rows
-from vaentropy.errors import TrainingError, UsageError
+from vaentropy.errors import DataError, TrainingError, UsageError, nearest, shown
+from vaentropy.evaluation import evaluate
 from vaentropy.files import write_tensors
+from vaentropy.likelihoods import Gaussian
 from vaentropy.runs.build import build_model, fingerprints, load_own, num_threads, torch_device, with_absolute_paths
-from vaentropy.runs.folder import SCHEMA_VERSION, RunFolder
+from vaentropy.runs.folder import INITIAL, SCHEMA_VERSION, RunFolder
 from vaentropy.runs.room import drop_replaced, filled
+from vaentropy.runs.use import load
 from vaentropy.training import Checkpoints, History, Interrupted, fit
 from vaentropy.training.floor import explain_floor
 from vaentropy.vae import VAE
 
-__all__ = ["Run", "resume", "train"]
+__all__ = ["Run", "continue_run", "resume", "train"]
 
 # Ratio of features' scales, or of a feature's mean to its standard deviation, above which scaling is advised.
 UNSCALED = 20.0
@@ -111,16 +116,131 @@ def resume(run: str | Path, *, data_folder: str | None = None, progress: bool | 
         if folder.file("model.safetensors").exists() and not Checkpoints(folder.path).steps():
             raise UsageError(f"{folder} is finished and has no checkpoints, so that there is nothing to resume")
         prepared = _prepare(config, data_folder)
+        if folder.file(INITIAL).exists():
+            weights, about = folder.tensors(INITIAL)
+            prepared = _begin_with(prepared, weights, about.get("continued_from"))
         if folder.file("manifest.json").exists():
             folder.require_same_data(prepared.fingerprints, prepared.data.scaling)
         drop_replaced(folder)
         return _train(folder, config, prepared, resume=True, progress=progress)
 
 
+# Settings that a run can go on with others of: all that do not say what the model is of, or what its data are.
+CHANGEABLE = (
+    "model",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "schedule",
+    "variances",
+    "clip_norm",
+    "beta",
+    "num_samples",
+    "evaluation_samples",
+    "evaluate_every",
+    "patience",
+    "plateau",
+    "max_rollbacks",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "device",
+    "threads",
+)
+
+
+def continue_run(
+    run: str | Path,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    data_folder: str | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> Run:
+    """Train the model of a finished run further, as a new run, with analytic variances.
+
+    The new run begins with the weights that the other ended with, on the same data, and keeps its settings but for
+    those that are given. Of a vae0 it can make a vae1, whose σ² begins at its optimum.
+
+    Args:
+        run: folder of the finished run; it is not changed.
+        out: folder of the new run; by default a new one under runs/.
+        overwrite: replace the run that `out` holds.
+        data_folder: where the files of a named data set are, if no longer where the run found them.
+        progress: a bar on stderr; None shows it on a terminal.
+        **settings: of training, by their names in `RunConfig`, such as epochs, learning_rate, beta; `variances` are
+            "analytic" if not given.
+
+    Raises:
+        VaentropyError: the run is not finished or in use, its data have changed, or a setting does not fit its weights.
+        TrainingError, Interrupted: as `train`.
+    """
+    source = RunFolder(run)
+    before = source.config()
+    _require_changeable(settings, before)
+    if out is not None and require_path("out", out).resolve() == source.path.resolve():
+        raise UsageError(f"{out} given as the folder of the new run, expected another one than that of the run itself")
+    config = replace(before, **{"variances": "analytic", **settings})
+    if data_folder is not None:
+        config = replace(config, data_folder=data_folder)
+    trained = load(run)
+    prepared = _prepare(config, data_folder)
+    source.require_same_data(prepared.fingerprints, prepared.data.scaling)
+    weights = _weights_for(prepared.model, trained, config, prepared.data)
+    prepared = _begin_with(prepared, weights, str(source))
+    with filled(out, f"{source.path.resolve().name}-continued", overwrite=overwrite) as folder:
+        # Before the settings: with these the folder is a run that can be resumed, from these weights.
+        write_tensors(folder.file(INITIAL), weights, {"continued_from": str(source)})
+        folder.write_config(config)
+        return _train(folder, config, prepared, resume=False, progress=progress)
+
+
+def _require_changeable(settings: Mapping[str, Any], before: RunConfig) -> None:
+    known = [f.name for f in fields(RunConfig)]
+    for name, value in settings.items():
+        if name not in known:
+            raise UsageError(f"setting {shown(name)} given, which there is not; {nearest(name, known)}".rstrip("; "))
+        if name not in CHANGEABLE:
+            how = "train anew for another"
+            raise UsageError(f"{name}={shown(value)} given, but a run goes on with its own data and networks; {how}")
+    model = settings.get("model", before.model)
+    if model != before.model and (before.model, model) != ("vae0", "vae1"):
+        raise UsageError(
+            f"model={shown(model)} given to go on with a {before.model}, expected {before.model}"
+            f"{' or vae1' if before.model == 'vae0' else ''}: its weights fit no other"
+        )
+
+
+def _weights_for(model: VAE, trained: VAE, config: RunConfig, data: Dataset) -> dict[str, torch.Tensor]:
+    """The trained weights, with σ² at its optimum for the training data where it was fixed and is to be learned."""
+    weights = {name: value.detach().clone() for name, value in trained.state_dict().items()}
+    missing = model.state_dict().keys() - weights.keys()
+    if missing:
+        (name,) = missing  # log σ² of a vae1 made of a vae0
+        with num_threads(config, trained):
+            missing_values: Any = config.missing
+            optimum = evaluate(trained, data.train, missing=missing_values).optimal_variance
+        assert optimum is not None
+        weights[name] = torch.full_like(
+            model.state_dict()[name], math.log(max(optimum, Gaussian().floor)), device="cpu"
+        )
+    return weights
+
+
+def _begin_with(prepared: "_Prepared", weights: Mapping[str, torch.Tensor], source: str | None) -> "_Prepared":
+    try:
+        prepared.model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        how = "put the file of the run back"
+        raise DataError(f"{INITIAL} does not fit the settings of the run: {one_line(error)}; {how}") from error
+    return prepared._replace(continued_from=source)
+
+
 class _Prepared(NamedTuple):
     data: Dataset
     fingerprints: Mapping[str, str]
     model: VAE
+    continued_from: str | None = None
 
 
 def _prepare(config: RunConfig, data_folder: str | None = None) -> _Prepared:
@@ -133,7 +253,7 @@ def _prepare(config: RunConfig, data_folder: str | None = None) -> _Prepared:
 
 def _train(folder: RunFolder, config: RunConfig, prepared: _Prepared, *, resume: bool, progress: bool | None) -> Run:
     start = time.perf_counter()
-    data, _, model = prepared
+    data, model = prepared.data, prepared.model
     # A run that cannot be resumed stays as it is.
     begun = resume and folder.file("manifest.json").exists()
     if not begun or not folder.file("scaling.safetensors").exists():
@@ -163,7 +283,7 @@ def _train(folder: RunFolder, config: RunConfig, prepared: _Prepared, *, resume:
 
 
 def _finish(folder: RunFolder, config: RunConfig, prepared: _Prepared, history: History, seconds: float) -> Run:
-    data, _, model = prepared
+    data, model = prepared.data, prepared.model
     write_tensors(folder.file("model.safetensors"), model.state_dict())
     folder.write_json("evaluation.json", {name: value for name, value in history.to_dict().items() if name != "rows"})
     # Last of all: what it says is there is there.
@@ -207,7 +327,7 @@ def _stopped(history: History) -> str | None:
 
 
 def _manifest(prepared: _Prepared, status: str) -> dict[str, Any]:
-    data, prints, model = prepared
+    data, prints, model, continued_from = prepared
     return {
         "schema_version": SCHEMA_VERSION,
         "status": status,
@@ -225,6 +345,7 @@ def _manifest(prepared: _Prepared, status: str) -> dict[str, Any]:
             "num_held_out": len(data.held_out),
             **prints,
         },
+        **({"continued_from": continued_from} if continued_from else {}),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
     }

@@ -1,4 +1,4 @@
-"""What a finished run is good for: load, evaluate, calibrate, encode, reconstruct, sample, tell about it."""
+"""What a finished run is good for: load, evaluate, encode, reconstruct, sample, tell about it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,16 +7,14 @@ from typing import Any, NamedTuple
 import torch
 
 from vaentropy._typing import Tensor
-from vaentropy.calibration import optimal_factors, require_usable
-from vaentropy.checks import require_count, require_instance, require_path, require_seed
+from vaentropy.checks import require_count, require_instance, require_seed
 from vaentropy.config import RunConfig
 from vaentropy.data import Source
 from vaentropy.data.formats.reading import one_line
 from vaentropy.data.scaling import Scaling
-from vaentropy.errors import DataError, UsageError
+from vaentropy.errors import DataError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation, MonteCarlo
-from vaentropy.files import write_tensors
 from vaentropy.modes import in_mode
 from vaentropy.results import Evaluation
 from vaentropy.rows import fill_missing
@@ -31,15 +29,24 @@ from vaentropy.runs.build import (
 )
 from vaentropy.runs.folder import RunFolder
 from vaentropy.runs.output import Output
-from vaentropy.runs.room import filled, require_free
 from vaentropy.training import Checkpoints
 from vaentropy.training.checkpoint import parse_row
 from vaentropy.training.history import Row
 from vaentropy.vae import VAE
 
-__all__ = ["calibrate_run", "describe_run", "encode_run", "evaluate_run", "load", "reconstruct_run", "sample_run"]
+__all__ = [
+    "describe_run",
+    "encode_run",
+    "evaluate_run",
+    "load",
+    "reconstruct_run",
+    "require_data_shape",
+    "sample_run",
+]
 
 BATCH_SIZE = 1024
+# What a manifest calls the run that another was made from.
+ORIGINS = ("calibrated_from", "pruned_from", "continued_from")
 
 
 def load(run: str | Path, *, device: str | torch.device = "cpu", model: VAE | None = None, best: bool = False) -> VAE:
@@ -117,72 +124,9 @@ def evaluate_run(
         parts = {"data": load_other(config, data, scaling, folder.columns(), folder=data_folder).train}
     options: dict[str, Any] = {"missing": config.missing, "log_jacobian": scaling.log_jacobian, "on_batch": on_batch}
     for x in parts.values():
-        _require_shape(model, x)
+        require_data_shape(model, x)
     with num_threads(config, model):
         return {name: evaluate(model, x, expectation=expectation, **options) for name, x in parts.items() if len(x)}
-
-
-def calibrate_run(
-    run: str | Path,
-    *,
-    out: str | Path | None = None,
-    overwrite: bool = False,
-    data_folder: str | None = None,
-    expectation: Expectation = MonteCarlo(16),
-    device: str = "auto",
-) -> tuple[Path, Evaluation, Evaluation]:
-    """A copy of a run whose model has the variances that are optimal for its training data.
-
-    σ² goes into the likelihood's parameters; prior variances into a learned prior, or into the networks where the prior
-    is the standard normal one (`VAE.rescale`).
-
-    Args:
-        run: its folder; it is not changed.
-        out: folder of the copy; by default a new one under runs/.
-        overwrite: replace the run that `out` holds.
-        data_folder: where the files of a named data set are, if no longer where the run found them.
-        expectation: how to average over the posterior.
-        device: as in `RunConfig`.
-
-    Returns:
-        Folder of the copy, and evaluations of the training data before and after.
-
-    Raises:
-        VaentropyError: the run or its data cannot be used, or σ² is fixed (VAE-0).
-    """
-    folder = RunFolder(run)
-    require_instance("expectation", expectation, Expectation, "an Expectation such as MonteCarlo(16)")
-    if out is not None:
-        if require_path("out", out).resolve() == folder.path.resolve():
-            raise UsageError(f"{out} given as the folder of the copy, expected another one than that of the run itself")
-        require_free(RunFolder(out), overwrite=overwrite)
-    config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
-    own = load_own(config, folder=data_folder)
-    folder.require_same_data(fingerprints(own), own.scaling)
-    options: dict[str, Any] = {"missing": config.missing, "log_jacobian": scaling.log_jacobian}
-    with num_threads(config, model):
-        before = evaluate(model, own.train, expectation=expectation, **options)
-        # The noise that the optimum is found with would make the residuals 0 by construction: it is not the one that it
-        # is judged on, here and by `evaluate_run`.
-        other = expectation.with_seed(_next_seed(expectation))
-        found = before if other == expectation else evaluate(model, own.train, expectation=other, **options)
-    variance_factor, prior_factor = optimal_factors(found)
-    require_usable(variance_factor, "variance")
-    require_usable(prior_factor, "prior variance")
-    model.rescale(variance_factor=variance_factor, prior_factor=prior_factor)
-    with num_threads(config, model):
-        after = evaluate(model, own.train, expectation=expectation, **options)
-    with filled(out, f"{folder.path.resolve().name}-calibrated", overwrite=overwrite) as copy:
-        copy.write_config(config)
-        copy.write_scaling(scaling)
-        copy.write_json("manifest.json", {**folder.manifest(), "status": "finished", "calibrated_from": str(folder)})
-        copy.write_json("evaluation.json", {"train": after.to_dict()})
-        write_tensors(copy.file("model.safetensors"), model.state_dict())
-    return copy.path, before, after
-
-
-def _next_seed(expectation: Expectation) -> int:
-    return expectation.seed + 1 if expectation.independent else expectation.seed
 
 
 def encode_run(
@@ -309,7 +253,7 @@ def describe_run(run: str | Path) -> dict[str, Any]:
         "status": status,
         "epochs": f"{len(rows)} of {config.epochs}",
         "checkpoints": Checkpoints(folder.path).steps(),
-        "calibrated_from": manifest.get("calibrated_from"),
+        "made_from": {name: manifest[name] for name in ORIGINS if manifest.get(name)},
         "last": rows[-1] if rows else None,
         "config": config.to_dict(),
         "manifest": manifest,
@@ -344,7 +288,7 @@ def _open(run: str | Path, data: str | None, data_folder: str | None, device: st
     config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
     parts = all_rows(config, data, scaling, folder.columns(), folder=data_folder)
     for x in parts:
-        _require_shape(model, x)
+        require_data_shape(model, x)
     return _Opened(config, model, parts, scaling)
 
 
@@ -354,7 +298,12 @@ def _as_stored(y: Tensor, scaling: Scaling) -> Tensor:
     return x - 0.5 if scaling.dequantised else x
 
 
-def _require_shape(model: VAE, x: Tensor | Source) -> None:
+def require_data_shape(model: VAE, x: Tensor | Source) -> None:
+    """Refuse data of another shape than the model takes.
+
+    Raises:
+        DataError: they are.
+    """
     given = tuple(x.shape[1:]) if isinstance(x, Tensor) else x.data_shape
     if given != model.data_shape:
         raise DataError(f"data points of shape {given} given, expected {model.data_shape} as in training")

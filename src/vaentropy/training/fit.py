@@ -12,10 +12,10 @@ from vaentropy._typing import Tensor
 from vaentropy.checks import require_function, require_instance, require_path
 from vaentropy.data.given import Data
 from vaentropy.errors import UsageError
-from vaentropy.evaluation import check_log_jacobian
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import placement
 from vaentropy.modes import in_mode
+from vaentropy.passes import check_log_jacobian
 from vaentropy.progress import progress_bar
 from vaentropy.seeding import seeded
 from vaentropy.training.checkpoint import Checkpoints

@@ -4,7 +4,7 @@ import math
 
 from vaentropy.diagnosis.evidence import Evidence
 from vaentropy.diagnosis.report import Finding, Number
-from vaentropy.diagnosis.rules.finding import finding, residuals
+from vaentropy.diagnosis.rules.finding import differs, finding, residuals
 
 __all__ = ["kl_weight", "mode_difference", "sampled_entropies", "weight_decay"]
 
@@ -57,9 +57,11 @@ def weight_decay(e: Evidence) -> Finding | None:
 
 def mode_difference(e: Evidence) -> Finding | None:
     """Train and eval mode are two objectives (BatchNorm, dropout)."""
-    if e.mode_difference is None or not e.mode_difference[0]:
+    if e.mode_difference is None:
         return None
     difference, error = e.mode_difference
+    if not differs(e, difference, error):
+        return None
     other = "train" if e.train.mode == "eval" else "eval"
     evidence = [Number(f"ELBO in {other} mode less that in {e.train.mode} mode", difference, error)]
     verdict = "the ELBO differs between train and eval mode, and the theorem holds in the one that was trained"

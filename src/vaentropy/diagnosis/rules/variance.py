@@ -34,7 +34,8 @@ def fixed_variance(e: Evidence) -> Finding | None:
         remedy += (
             f", or set it to {optimum:.4g} (calibrate): gains {gain[0]:.4g} nats; as the weight of the KL in a loss: "
             f"{2 * optimum / num_features:.3g} beside the mean squared error (now {2 * loss / num_features:.3g}), "
-            f"{2 * optimum:.3g} beside the summed one (now {2 * loss:.3g})"
+            f"{2 * optimum:.3g} beside the summed one (now {2 * loss:.3g}), {optimum:.3g} beside half of that (now "
+            f"{loss:.3g})"
         )
     else:
         verdict = "σ² is fixed, and not at its optimum"
