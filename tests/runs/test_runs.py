@@ -27,10 +27,11 @@ from vaentropy.runs import (
     resume,
     room,
     sample_run,
+    select,
     train,
 )
-from vaentropy.runs.build import load_own
-from vaentropy.training import Checkpoints
+from vaentropy.runs.build import build_model, load_own
+from vaentropy.training import Checkpoints, fit
 
 CONFIG = RunConfig(data="pca", held_out=0.98, model="vae2", latent_dim=3, hidden=(8, 6), epochs=3, seed=4)
 
@@ -553,3 +554,21 @@ def test_a_run_set_aside_by_a_process_that_was_killed_is_not_lost(copy_of_run):
     with pytest.raises(UsageError), room.filled(copy_of_run, "", overwrite=True):
         raise UsageError("the new run comes to nothing")
     assert {path.name: path.read_bytes() for path in copy_of_run.iterdir() if path.suffix} == before
+
+
+def test_select_compares_what_train_would_train():
+    config = replace(CONFIG, epochs=1)
+    selection = select(config, (3, 1), num_seeds=1)
+    data = load_own(config)
+    assert (selection.num_train, selection.num_held_out) == (len(data.train), len(data.held_out))
+    assert selection.model == "vae2" and selection.data == f"pca ({data.description})"
+    for latent_dim in (1, 3):
+        (trained := build_model(replace(config, latent_dim=latent_dim), data.data_shape)).train()
+        settings = config.settings()
+        fit(trained, data.train, progress=False, **settings)
+        for name, tensor in trained.state_dict().items():
+            assert torch.equal(tensor, selection.models[latent_dim].state_dict()[name]), name
+    # Each training begins with other weights.
+    two = select(config, (1, 2), num_seeds=2)
+    assert two[1].spread is not None and two[1].spread > 0
+    assert select(config, (0, 1, 2, 3), linear=True).supported == 2
