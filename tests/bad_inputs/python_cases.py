@@ -339,6 +339,44 @@ SELECTIONS = [
 ]
 
 
+def pruning(name: str, latents: Any, *says: str, **options: Any) -> Case:
+    """`prune` of a model with two latents."""
+    return calling(f"prune-{name}", lambda: ve.prune(model(), latents, **options), *says)
+
+
+PRUNING = [
+    calling("prune-model", lambda: ve.prune(OTHER, [0]), "str", "VAE or LinearVAE"),
+    calling("prune-model-none", lambda: ve.prune(NONE, [0]), "NoneType", "VAE or LinearVAE"),
+    calling("prune-functions", lambda: ve.prune(_functions(), [0]), "expected a VAE or LinearVAE"),
+    calling("prune-calibrated", lambda: ve.prune(ve.calibrate(model(), X), [0]), "Rescaled", "fold"),  # type: ignore[type-var]
+    pruning("mask", [True, False], "latents=[True, False]", "from 0 to 1"),
+    pruning("mask-numpy", np.array([True, False]), "latents", "from 0 to 1"),
+    pruning("mask-torch", torch.tensor([True, False]), "latents", "from 0 to 1"),
+    pruning("fractions", [0.0], "latents=[0.0]", "whole numbers"),
+    pruning("fractions-numpy", np.array([0.0]), "latents", "whole numbers"),
+    pruning("nan", [float("nan")], "latents=[nan]", "whole numbers"),
+    pruning("texts", ["0"], "latents=['0']", "whole numbers"),
+    pruning("text", "0", "latents='0'", "whole numbers"),
+    pruning("nested", [[0]], "latents=[[0]]", "whole numbers"),
+    pruning("number", 1, "latents=1", "whole numbers"),
+    pruning("number-torch", torch.tensor(1), "latents", "whole numbers"),
+    pruning("none", None, "latents=None", "whole numbers"),
+    pruning("negative", [-1], "latents=[-1]", "from 0 to 1"),
+    pruning("beyond", [2], "latents=[2]", "from 0 to 1"),
+    pruning("repeated", [1, 1], "latents=[1, 1]", "different"),
+    pruning("all", [0, 1], "all 2 latents", "at least one"),
+    pruning("data-text", [0], "str given as data", data="x.npy"),
+    pruning("data-shape", [0], "(20, 2)", "(N, 3)", data=X[:, :2]),
+    pruning("data-nan", [0], "row 4", "column 2", data=with_nan()),
+    pruning("missing", [0], "missing='drop'", missing="drop", data=X),
+]
+
+
+def _functions() -> Any:
+    encode = model()
+    return ve.from_functions(encode.posterior, encode.likelihood)
+
+
 LOADS = [
     loading("none", None, "NoneType"),
     loading("number", 5, "()", "(rows, features, ...)"),
@@ -424,4 +462,4 @@ RUN_FUNCTIONS = [
     calling("calibrate-run-expectation", lambda: ve.runs.calibrate_run("run", expectation=OTHER), "expectat", make=run),
 ]
 
-PYTHON = [*MODELS, *FITS, *EVALUATIONS, *SELECTIONS, *DIAGNOSES, *LOADS, *RUN_FUNCTIONS]
+PYTHON = [*MODELS, *FITS, *EVALUATIONS, *PRUNING, *SELECTIONS, *DIAGNOSES, *LOADS, *RUN_FUNCTIONS]
