@@ -336,6 +336,8 @@ SELECTIONS = [
     selecting("patience", "patience given", "plateau", patience=3),
     selecting("missing", "missing='drop'", missing="drop"),
     selecting("learning-rate", "learning_rate=-1", learning_rate=-1.0),
+]
+
 
 def bounding(name: str, *says: str, data: Any = X, **options: Any) -> Case:
     """`log_likelihood` by two draws, unless told otherwise."""
