@@ -339,6 +339,79 @@ SELECTIONS = [
 ]
 
 
+def bounding(name: str, *says: str, data: Any = X, **options: Any) -> Case:
+    """`log_likelihood` by two draws, unless told otherwise."""
+    options = {"num_samples": 2, **options}
+    return calling(f"log-likelihood-{name}", lambda: ve.log_likelihood(model(), data, **options), *says)
+
+
+BOUNDS = [
+    calling("log-likelihood-model", lambda: ve.log_likelihood(OTHER, X), "str", "from_functions"),
+    calling("log-likelihood-model-none", lambda: ve.log_likelihood(NONE, X), "NoneType", "from_functions"),
+    bounding("samples-zero", "num_samples=0", "at least 1", num_samples=0),
+    bounding("samples-fraction", "num_samples=2.0", num_samples=2.0),
+    bounding("samples-text", "num_samples='other'", num_samples=OTHER),
+    bounding("samples-none", "num_samples=None", num_samples=None),
+    bounding("samples-bool", "num_samples=True", num_samples=True),
+    bounding("seed", "seed=-1", seed=-1),
+    bounding("seed-text", "seed='other'", seed=OTHER),
+    bounding("exact-text", "exact='other'", "True, False or None", exact=OTHER),
+    bounding("exact-number", "exact=1", "True, False or None", exact=1),
+    bounding("exact-unknown", "exact=True", "log_likelihood(x)", "exact=None", exact=True),
+    bounding("exact-missing", "exact=True", 'missing="ignore"', exact=True, missing="ignore"),
+    bounding("data-text", "str", data="abc"),
+    bounding("data-shape", "(20, 2)", "(N, 3)", data=X[:, :2]),
+    bounding("data-empty", "at least one", data=X[:0]),
+    bounding("data-nan", "row 4", "column 2", data=with_nan()),
+    bounding("all-missing", "every value is missing", data=X * torch.nan, missing="ignore"),
+    bounding("batch-size", "batch_size=0", batch_size=0),
+    bounding("mode", "mode='other'", mode=OTHER),
+    bounding("missing", "missing='drop'", missing="drop"),
+    bounding("bind", "bind='other'", bind=OTHER),
+    bounding("on-batch", "on_batch='other'", on_batch=OTHER),
+    bounding("weights-few", "sample_weight", "19", sample_weight=torch.ones(19)),
+    bounding("log-jacobian", "log_jacobian", log_jacobian=float("nan")),
+]
+
+
+def pruning(name: str, latents: Any, *says: str, **options: Any) -> Case:
+    """`prune` of a model with two latents."""
+    return calling(f"prune-{name}", lambda: ve.prune(model(), latents, **options), *says)
+
+
+PRUNING = [
+    calling("prune-model", lambda: ve.prune(OTHER, [0]), "str", "VAE or LinearVAE"),
+    calling("prune-model-none", lambda: ve.prune(NONE, [0]), "NoneType", "VAE or LinearVAE"),
+    calling("prune-functions", lambda: ve.prune(_functions(), [0]), "expected a VAE or LinearVAE"),
+    calling("prune-calibrated", lambda: ve.prune(ve.calibrate(model(), X), [0]), "Rescaled", "fold"),  # type: ignore[type-var]
+    pruning("mask", [True, False], "latents=[True, False]", "from 0 to 1"),
+    pruning("mask-numpy", np.array([True, False]), "latents", "from 0 to 1"),
+    pruning("mask-torch", torch.tensor([True, False]), "latents", "from 0 to 1"),
+    pruning("fractions", [0.0], "latents=[0.0]", "whole numbers"),
+    pruning("fractions-numpy", np.array([0.0]), "latents", "whole numbers"),
+    pruning("nan", [float("nan")], "latents=[nan]", "whole numbers"),
+    pruning("texts", ["0"], "latents=['0']", "whole numbers"),
+    pruning("text", "0", "latents='0'", "whole numbers"),
+    pruning("nested", [[0]], "latents=[[0]]", "whole numbers"),
+    pruning("number", 1, "latents=1", "whole numbers"),
+    pruning("number-torch", torch.tensor(1), "latents", "whole numbers"),
+    pruning("none", None, "latents=None", "whole numbers"),
+    pruning("negative", [-1], "latents=[-1]", "from 0 to 1"),
+    pruning("beyond", [2], "latents=[2]", "from 0 to 1"),
+    pruning("repeated", [1, 1], "latents=[1, 1]", "different"),
+    pruning("all", [0, 1], "all 2 latents", "at least one"),
+    pruning("data-text", [0], "str given as data", data="x.npy"),
+    pruning("data-shape", [0], "(20, 2)", "(N, 3)", data=X[:, :2]),
+    pruning("data-nan", [0], "row 4", "column 2", data=with_nan()),
+    pruning("missing", [0], "missing='drop'", missing="drop", data=X),
+]
+
+
+def _functions() -> Any:
+    encode = model()
+    return ve.from_functions(encode.posterior, encode.likelihood)
+
+
 LOADS = [
     loading("none", None, "NoneType"),
     loading("number", 5, "()", "(rows, features, ...)"),
@@ -421,7 +494,11 @@ RUN_FUNCTIONS = [
     calling(
         "evaluate-run-expectation", lambda: ve.runs.evaluate_run("run", expectation=OTHER), "expectation", make=run
     ),
+    calling("bound-run-samples", lambda: ve.runs.log_likelihood_run("run", num_samples=0), "num_samples=0", make=run),
+    calling("bound-run-seed", lambda: ve.runs.log_likelihood_run("run", seed=OTHER), "seed='other'", make=run),
+    calling("bound-run-missing", lambda: ve.runs.log_likelihood_run("nowhere"), "nowhere", "is no run"),
+    calling("bound-run-data", lambda: ve.runs.log_likelihood_run("run", data=OTHER), "'other'", make=run),
     calling("calibrate-run-expectation", lambda: ve.runs.calibrate_run("run", expectation=OTHER), "expectat", make=run),
 ]
 
-PYTHON = [*MODELS, *FITS, *EVALUATIONS, *SELECTIONS, *DIAGNOSES, *LOADS, *RUN_FUNCTIONS]
+PYTHON = [*MODELS, *FITS, *EVALUATIONS, *BOUNDS, *PRUNING, *SELECTIONS, *DIAGNOSES, *LOADS, *RUN_FUNCTIONS]
