@@ -107,5 +107,10 @@ OPTIONS = [
     command("select-num-errors", "select x.npy --num-errors 0", array(numbers()), "num_errors=0"),
     command("unknown-verb", "tarin", None, "tarin"),
     command("no-run", "evaluate", None, "RUN"),
+    command("log-likelihood-0", "evaluate run --log-likelihood 0", None, "log_likelihood=0", "at least 1"),
+    command("log-likelihood-negative", "evaluate run --log-likelihood -5", None, "log_likelihood=-5"),
+    command("log-likelihood-half", "evaluate run --log-likelihood 2.5", None, "--log-likelihood", "2.5"),
+    command("log-likelihood-text", "evaluate run --log-likelihood many", None, "--log-likelihood", "many"),
+    command("log-likelihood-of-no-run", "evaluate nowhere --log-likelihood 5", None, "nowhere", "is no run"),
     command("unknown-shell", "completion tcsh", None, "tcsh", "bash"),
 ]

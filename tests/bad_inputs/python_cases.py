@@ -339,6 +339,41 @@ SELECTIONS = [
 ]
 
 
+def bounding(name: str, *says: str, data: Any = X, **options: Any) -> Case:
+    """`log_likelihood` by two draws, unless told otherwise."""
+    options = {"num_samples": 2, **options}
+    return calling(f"log-likelihood-{name}", lambda: ve.log_likelihood(model(), data, **options), *says)
+
+
+BOUNDS = [
+    calling("log-likelihood-model", lambda: ve.log_likelihood(OTHER, X), "str", "from_functions"),
+    calling("log-likelihood-model-none", lambda: ve.log_likelihood(NONE, X), "NoneType", "from_functions"),
+    bounding("samples-zero", "num_samples=0", "at least 1", num_samples=0),
+    bounding("samples-fraction", "num_samples=2.0", num_samples=2.0),
+    bounding("samples-text", "num_samples='other'", num_samples=OTHER),
+    bounding("samples-none", "num_samples=None", num_samples=None),
+    bounding("samples-bool", "num_samples=True", num_samples=True),
+    bounding("seed", "seed=-1", seed=-1),
+    bounding("seed-text", "seed='other'", seed=OTHER),
+    bounding("exact-text", "exact='other'", "True, False or None", exact=OTHER),
+    bounding("exact-number", "exact=1", "True, False or None", exact=1),
+    bounding("exact-unknown", "exact=True", "log_likelihood(x)", "exact=None", exact=True),
+    bounding("exact-missing", "exact=True", 'missing="ignore"', exact=True, missing="ignore"),
+    bounding("data-text", "str", data="abc"),
+    bounding("data-shape", "(20, 2)", "(N, 3)", data=X[:, :2]),
+    bounding("data-empty", "at least one", data=X[:0]),
+    bounding("data-nan", "row 4", "column 2", data=with_nan()),
+    bounding("all-missing", "every value is missing", data=X * torch.nan, missing="ignore"),
+    bounding("batch-size", "batch_size=0", batch_size=0),
+    bounding("mode", "mode='other'", mode=OTHER),
+    bounding("missing", "missing='drop'", missing="drop"),
+    bounding("bind", "bind='other'", bind=OTHER),
+    bounding("on-batch", "on_batch='other'", on_batch=OTHER),
+    bounding("weights-few", "sample_weight", "19", sample_weight=torch.ones(19)),
+    bounding("log-jacobian", "log_jacobian", log_jacobian=float("nan")),
+]
+
+
 def pruning(name: str, latents: Any, *says: str, **options: Any) -> Case:
     """`prune` of a model with two latents."""
     return calling(f"prune-{name}", lambda: ve.prune(model(), latents, **options), *says)
@@ -459,7 +494,11 @@ RUN_FUNCTIONS = [
     calling(
         "evaluate-run-expectation", lambda: ve.runs.evaluate_run("run", expectation=OTHER), "expectation", make=run
     ),
+    calling("bound-run-samples", lambda: ve.runs.log_likelihood_run("run", num_samples=0), "num_samples=0", make=run),
+    calling("bound-run-seed", lambda: ve.runs.log_likelihood_run("run", seed=OTHER), "seed='other'", make=run),
+    calling("bound-run-missing", lambda: ve.runs.log_likelihood_run("nowhere"), "nowhere", "is no run"),
+    calling("bound-run-data", lambda: ve.runs.log_likelihood_run("run", data=OTHER), "'other'", make=run),
     calling("calibrate-run-expectation", lambda: ve.runs.calibrate_run("run", expectation=OTHER), "expectat", make=run),
 ]
 
-PYTHON = [*MODELS, *FITS, *EVALUATIONS, *PRUNING, *SELECTIONS, *DIAGNOSES, *LOADS, *RUN_FUNCTIONS]
+PYTHON = [*MODELS, *FITS, *EVALUATIONS, *BOUNDS, *PRUNING, *SELECTIONS, *DIAGNOSES, *LOADS, *RUN_FUNCTIONS]

@@ -44,6 +44,27 @@ def test_train_prints_the_ledger_and_evaluate_the_same(capfd):
     assert set(parts) == {"run", "train", "held_out"} and len(parts["train"]["decoder_residuals"]) == 10
 
 
+def test_evaluate_bounds_the_log_likelihood(capfd):
+    np.save("mine.npy", np.random.default_rng(0).normal(size=(100, 3)))
+    assert main(["train", "mine.npy", *QUICK, "--held-out", "0.2", "--out", "one"]) == 0
+    capfd.readouterr()
+    assert main(["evaluate", "one", "--log-likelihood", "9"]) == 0
+    out, err = capfd.readouterr()
+    names = ["[train]", "= ELBO", "= log-likelihood, at least", "[held_out]", "= ELBO", "= log-likelihood, at least"]
+    lines = iter(out.splitlines())
+    # Each under its own ledger.
+    assert all(any(line.startswith(name) for line in lines) for name in names), out
+    assert err == "" and out.count("9 draws of z each") == 2
+    assert main(["evaluate", "one", "--log-likelihood", "9", "--json"]) == 0
+    parts = json.loads(capfd.readouterr().out)
+    for name in ("train", "held_out"):
+        bound = parts[name]["log_likelihood"]
+        assert (bound["num_samples"], bound["num_points"]) == (9, parts[name]["num_points"])
+        assert bound["value"] == pytest.approx(bound["elbo"] + bound["tightness"]) and not bound["exact"]
+    assert main(["evaluate", "one", "--json"]) == 0
+    assert "log_likelihood" not in json.loads(capfd.readouterr().out)["train"]
+
+
 def test_a_users_own_file(capfd):
     np.save("mine.npy", np.random.default_rng(0).normal(size=(100, 3)))
     assert main(["train", "mine.npy", *QUICK, "--batch-size", "16"]) == 0
@@ -93,6 +114,8 @@ def test_select_trains_with_the_settings_of_train(capfd):
         (["evaluate", "nowhere"], "is no run: it has no config.yaml"),
         (["evaluate"], "RUN"),
         (["evaluate", "nowhere", "--num-samples", "0"], "num_samples=0"),
+        (["evaluate", "nowhere", "--log-likelihood", "0"], "log_likelihood=0"),
+        (["evaluate", "nowhere", "--log-likelihood", "many"], "--log-likelihood"),
         (["select", "pca", "--latent-dims", "3"], "latent_dims=(3,)"),
         (["select", "pca", "--latent-dims", "1,b"], "expected whole numbers with commas"),
         (["select", "pca", "--latent-dim", "3"], "--latent-dims"),

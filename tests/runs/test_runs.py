@@ -15,6 +15,7 @@ import yaml
 from vaentropy.errors import DataError, TrainingError, UsageError
 from vaentropy.evaluation import evaluate
 from vaentropy.files import to_json
+from vaentropy.importance import log_likelihood
 from vaentropy.runs import (
     RunConfig,
     RunFolder,
@@ -23,6 +24,7 @@ from vaentropy.runs import (
     encode_run,
     evaluate_run,
     load,
+    log_likelihood_run,
     reconstruct_run,
     resume,
     room,
@@ -79,6 +81,24 @@ def test_evaluate_run_repeats_the_evaluation_of_training(run):
     assert parts["held_out"].elbo == run.history.held_out.elbo
     stored = json.loads((run.folder / "evaluation.json").read_text())
     assert stored["train"]["elbo"] == parts["train"].elbo
+
+
+def test_log_likelihood_run_is_that_of_the_model_on_the_data_it_had(run):
+    seen, own = [], load_own(run.config)
+    parts = log_likelihood_run(run.folder, num_samples=5, seed=2, on_batch=seen.append)
+    jacobian = RunFolder(run.folder).scaling().log_jacobian
+    for name, x in (("train", own.train), ("held_out", own.held_out)):
+        expected = log_likelihood(run.model, x, num_samples=5, seed=2, log_jacobian=jacobian)
+        assert parts[name].value == expected.value and parts[name].data_value == expected.data_value
+        assert parts[name].num_points == len(x)
+    assert sum(seen) == len(own.train) + len(own.held_out)
+    # The ELBO of the same data, by other draws of z.
+    elbo = run.history.train.elbo
+    assert parts["train"].elbo == pytest.approx(elbo, abs=6 * parts["train"].moments["elbo"].mc_stderr.item())
+    other = log_likelihood_run(run.folder, num_samples=1, data="pca-ring")
+    assert set(other) == {"data"} and other["data"].num_points == 20_000
+    with pytest.raises(UsageError, match="num_samples=0"):
+        log_likelihood_run(run.folder, num_samples=0)
 
 
 def test_other_data_are_one_part(run):
