@@ -121,7 +121,7 @@ def check_by_hand(model, x, num_samples, **options):
     return r
 
 
-# --- By hand, at the same draws ---------------------------------------------------------------------------------------
+# --- By hand, at the same draws: (20) to (22) -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 7])
