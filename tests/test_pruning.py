@@ -138,7 +138,7 @@ def test_the_rest_is_the_model_at_a_constant(kind, dtype):
         assert {p.dtype for p in pruned.parameters()} == {dtype}
         left = pruned.posterior(x)
         for given, expected in ((left.mean, whole.mean), (left.variance, whole.variance)):
-            assert close(given.detach(), expected[:, KEPT].detach(), 1.0, rounding(dtype))
+            assert close(given.detach(), expected[:, KEPT].detach(), 1 + expected.detach().abs().max(), rounding(dtype))
         assert torch.equal(pruned.prior().variance, model.prior().variance[KEPT])
         z = torch.randn(ROWS, 1, generator=generator(2), dtype=F64).to(dtype)
         filled = constant.to(dtype).repeat(ROWS, 1)

@@ -25,7 +25,7 @@ __all__ = ["Move", "moves_of"]
 ITERATIONS = 600
 FURTHER_ITERATIONS = 100
 # A move this near, relative to its length, counts as one that can be made; the search ends there.
-NEAR = 3e-3
+NEAR = 1e-3
 # What changes the outputs by less than this, relative to the move, would have to be scaled by a factor beyond reason to
 # have a part in it: a normalisation that nothing follows undoes any factor, but for the epsilon in it.
 TOO_SMALL = 1e-4
