@@ -49,10 +49,12 @@ def test_fixed_variance():
     finding = diagnosis.problems[0]
     assert finding.kind == "fixed_variance"
     calibrated = ve.evaluate(ve.calibrate(model, digits()[0]), digits()[0])
-    assert abs(calibrated.elbo - diagnosis.train.elbo - finding.nats) < 0.01
+    gained = calibrated.elbo - diagnosis.train.elbo
+    assert abs(gained - diagnosis.train.gains.variance) < 0.01 and f"gains {gained:.3f}"[:9] in finding.remedy
     assert diagnosis.gradients.moves["decoder"].distance == 1
-    # σ² = 1 is far too large for these data, and the latents are not worth their KL: both are said.
-    assert "collapsed" in problems(diagnosis)
+    # σ² = 1 is far too large for these data, and the latents are not worth their KL: that is its fault.
+    assert diagnosis["collapsed"].level == "note" and "fixed_variance" in diagnosis["collapsed"].remedy
+    assert finding.nats > gained
     assert "the mean squared error (now 0.0312)" in finding.remedy  # 2 σ²/D
 
 
