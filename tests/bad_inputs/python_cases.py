@@ -346,6 +346,10 @@ RUN_FUNCTIONS = [
     calling(
         "evaluate-run-expectation", lambda: ve.runs.evaluate_run("run", expectation=OTHER), "expectation", make=run
     ),
+    calling("prune-run-number", lambda: ve.runs.prune_run("run", latents=5), "latents=5", make=run),  # type: ignore[arg-type]
+    calling("prune-run-all", lambda: ve.runs.prune_run("run", latents=[0, 1]), "all 2 latents", make=run),
+    calling("continue-run-epochs-text", lambda: ve.runs.continue_run("run", epochs="2"), "epochs", "'2'", make=run),
+    calling("continue-run-none", lambda: ve.runs.continue_run(NONE), "run=None"),
     calling("calibrate-run-expectation", lambda: ve.runs.calibrate_run("run", expectation=OTHER), "expectat", make=run),
 ]
 
