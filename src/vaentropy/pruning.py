@@ -3,7 +3,7 @@
 import copy
 import operator
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import torch
 from torch import nn
@@ -25,7 +25,9 @@ Prunable = TypeVar("Prunable", bound=VAE | LinearVAE)
 
 
 @torch.no_grad()
-def prune(model: Prunable, latents: Iterable[int], data: Data | None = None, *, missing: Missing = "error") -> Prunable:
+def prune(
+    model: Prunable, latents: Iterable[SupportsIndex], data: Data | None = None, *, missing: Missing = "error"
+) -> Prunable:
     """A copy of the model without the latents that are named; the decoder sees a constant in their place.
 
     Of a collapsed latent, whose q(z_h|x) is the prior and whose z_h the decoder ignores, neither is missed: the ELBO

@@ -493,7 +493,7 @@ OUTPUTS = [
     command("out-continue-itself", "continue run --out run --overwrite", run, "another one"),
     command("out-continue-exists", "continue run --out x.npy", run, "x.npy", "not a folder"),
     command("calibrate-fixed-variance", "calibrate run", settings(model="vae0"), "run", "continue run --model vae1"),
-    command("prune-missing", "prune run", None, "run", "is no run"),
+    command("prune-run-missing", "prune run", None, "run", "is no run"),
     command("prune-all-latents", "prune run --latents 0,1", run, "all 2 latents", "at least one"),
     command("prune-negative-latent", "prune run --latents=-1", run, "(-1,)", "from 0 to 1"),
     command("prune-samples", "prune run --num-samples 0", run, "num_samples=0"),

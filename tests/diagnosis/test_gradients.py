@@ -132,9 +132,9 @@ def reparametrised(model: LinearVAE, generator: torch.Generator) -> Tensor:
 
 def test_the_noise_floor_is_the_spread_of_the_mean_gradient():
     model, generator = elsewhere(), torch.Generator().manual_seed(7)
-    draws = torch.stack([reparametrised(model, generator) for _ in range(400)])
+    draws = torch.stack([reparametrised(model, generator) for _ in range(300)])
     expected = float((draws.var(0).sum() / 4).sqrt())
-    found = [gradient_check(model, X, num_draws=4, betas=[], seed=seed).noise_floor for seed in range(8)]
+    found = [gradient_check(model, X, num_draws=4, betas=[], seed=seed).noise_floor for seed in range(6)]
     assert float(np.sqrt(np.mean(np.square(found)))) == pytest.approx(expected, rel=0.15)
     # With more draws the mean is less noisy.
     many = gradient_check(model, X, num_draws=16, betas=[]).noise_floor
@@ -219,9 +219,9 @@ def test_steps_at_an_optimum_are_measured_without_bias(monkeypatch):
     monkeypatch.setattr(gradients._Look, "_step", seen)
     model = linear_optimum(1.0)
     at_optimum = float(exact(model).detach())
-    for seed in range(14):
+    for seed in range(10):
         gradient_check(model, X, betas=[1.0], seed=seed)
-    assert len(differences) > 3
+    assert len(differences) > 2
     assert abs(np.mean(differences)) < 3.5 / len(differences) ** 0.5
 
 
@@ -271,6 +271,7 @@ def test_of_a_fixed_variance_all_is_out_of_reach():
     assert abs(decoder.residual) > 1
 
 
+@pytest.mark.slow
 def test_errors_are_the_spread_over_seeds():
     model = elsewhere()
     checks = [gradient_check(model, X[:100], betas=[], num_draws=6, seed=seed) for seed in range(14)]

@@ -54,7 +54,7 @@ def convolutional(variance) -> VAE:
     return VAE(*networks, data_shape=(1, 4, 4), latent_dim=2, likelihood=Gaussian(variance))
 
 
-X, IMAGES = draw(60, 4) @ draw(4, 4, seed=1) / 2, draw(60, 1, 4, 4)
+X, IMAGES = draw(40, 4) @ draw(4, 4, seed=1) / 2, draw(40, 1, 4, 4)
 MODELS = {
     "vae1": (lambda: vae1(4, 2, (6,)), X),
     "vae2": (lambda: vae2(4, 2, (6,)), X),
@@ -176,7 +176,7 @@ def test_what_is_found_changes_the_outputs_as_the_move_by_hand(name):
         assert left == pytest.approx(move.distance, rel=1e-2, abs=1e-6), residual
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["vae1", "vae2", "vae3", "Bernoulli", "convolutional", "linear"])
 def test_the_moves_can_be_made_in_float32(name):
     make, x = MODELS[name]
     model = seeded(make).float()

@@ -82,22 +82,40 @@ def _show(run: Any, as_json: bool) -> None:
 @click.option("--data", type=options.PATH, help="Evaluate this data set, file or folder instead of the run's own data.")
 @options.data_folder
 @click.option("--num-samples", type=int, default=16, show_default=True, help="Draws of z per point.")
+@click.option(
+    "--log-likelihood", "importance_samples", metavar="K", type=int, help="Also bound log p(x) by K draws per point."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
 @options.device
 @options.as_json
-def evaluate(run: str, num_samples: int, seed: int, as_json: bool, **given: Any) -> None:
+def evaluate(
+    run: str, num_samples: int, importance_samples: int | None, seed: int, as_json: bool, **given: Any
+) -> None:
     """Print the ledgers of the model in folder RUN, on the data it was trained and held out on or on others."""
+    from vaentropy.checks import require_count
     from vaentropy.expectation import MonteCarlo
     from vaentropy.files import to_json
     from vaentropy.progress import progress_bar
-    from vaentropy.runs import evaluate_run
+    from vaentropy.runs import evaluate_run, log_likelihood_run
 
+    bounds: dict[str, Any] = {}
+    if importance_samples is not None:
+        # Before the evaluation, which may take long.
+        require_count("log_likelihood", importance_samples)
     with progress_bar(None, "data points") as report:
         parts = evaluate_run(run, expectation=MonteCarlo(num_samples, seed), on_batch=_counting(report), **given)
+    if importance_samples is not None:
+        with progress_bar(None, f"data points, {importance_samples} draws each") as report:
+            draws = {"num_samples": importance_samples, "seed": seed}
+            bounds = log_likelihood_run(run, on_batch=_counting(report), **draws, **given)
     if as_json:
-        click.echo(to_json({"run": run, **{name: part.to_dict() for name, part in parts.items()}}))
+        found = {name: part.to_dict() for name, part in parts.items()}
+        for name, bound in bounds.items():
+            found[name]["log_likelihood"] = bound.to_dict()
+        click.echo(to_json({"run": run, **found}))
     else:
-        click.echo("\n\n".join(f"[{name}]\n{part}" for name, part in parts.items()))
+        under = {name: f"\n\n{bound}" for name, bound in bounds.items()}
+        click.echo("\n\n".join(f"[{name}]\n{part}{under.get(name, '')}" for name, part in parts.items()))
 
 
 @vaentropy.command()

@@ -25,7 +25,7 @@ __all__ = ["Move", "moves_of"]
 ITERATIONS = 600
 FURTHER_ITERATIONS = 100
 # A move this near, relative to its length, counts as one that can be made; the search ends there.
-NEAR = 3e-3
+NEAR = 1e-3
 # What changes the outputs by less than this, relative to the move, would have to be scaled by a factor beyond reason to
 # have a part in it: a normalisation that nothing follows undoes any factor, but for the epsilon in it.
 TOO_SMALL = 1e-4
@@ -42,6 +42,7 @@ class Move:
         what: the move in words.
         distance: ‖J v - d‖ / ‖d‖, in the metric of the Kullback-Leibler divergence, 0 to 1.
         where: the output that most of what is left is in.
+        curvature: of -ELBO along the move itself, per data point, by the Fisher information; 0 where it is not that.
         direction: v, (P,).
     """
 
@@ -49,6 +50,7 @@ class Move:
     what: str
     distance: float
     where: str
+    curvature: float
     direction: Float[Tensor, "P"]
 
 
@@ -147,7 +149,10 @@ def _nearest(
         zip(named, [part.square().sum() for part in left.split([v.numel() for v in named.values()])], strict=True)
     )
     distance = float(left.norm() / target.norm()) if bool(target.any()) else 0.0
-    return Move(name, what, distance, NAMES[max(shares, key=lambda key: float(shares[key]))], direction)
+    # The decoder's move leaves the latents as they are, so that the metric is the curvature of -ELBO.
+    curvature = float(target.square().sum()) / len(named["latent_mean"]) if name == "decoder" else 0.0
+    where = NAMES[max(shares, key=lambda key: float(shares[key]))]
+    return Move(name, what, distance, where, curvature, direction)
 
 
 def _least_squares(linear: Linearisation, target: Tensor) -> Tensor:

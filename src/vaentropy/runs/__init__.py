@@ -14,5 +14,6 @@ from vaentropy.runs.use import describe_run as describe_run
 from vaentropy.runs.use import encode_run as encode_run
 from vaentropy.runs.use import evaluate_run as evaluate_run
 from vaentropy.runs.use import load as load
+from vaentropy.runs.use import log_likelihood_run as log_likelihood_run
 from vaentropy.runs.use import reconstruct_run as reconstruct_run
 from vaentropy.runs.use import sample_run as sample_run

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -15,6 +15,7 @@ from vaentropy.data.scaling import Scaling
 from vaentropy.errors import DataError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation, MonteCarlo
+from vaentropy.importance import LogLikelihood, log_likelihood
 from vaentropy.modes import in_mode
 from vaentropy.results import Evaluation
 from vaentropy.rows import fill_missing
@@ -39,11 +40,14 @@ __all__ = [
     "encode_run",
     "evaluate_run",
     "load",
+    "log_likelihood_run",
     "put_weights",
     "reconstruct_run",
     "require_data_shape",
     "sample_run",
 ]
+
+Result = TypeVar("Result")
 
 BATCH_SIZE = 1024
 # What a manifest calls the run that another was made from.
@@ -123,8 +127,59 @@ def evaluate_run(
     Raises:
         VaentropyError: the run or the data cannot be used.
     """
-    folder = RunFolder(run)
     require_instance("expectation", expectation, Expectation, "an Expectation such as MonteCarlo(16)")
+
+    def of_part(model: VAE, x: Tensor | Source, options: dict[str, Any]) -> Evaluation:
+        return evaluate(model, x, expectation=expectation, on_batch=on_batch, **options)
+
+    return _each_part(run, of_part, data, data_folder, device)
+
+
+def log_likelihood_run(
+    run: str | Path,
+    *,
+    num_samples: int = 1000,
+    seed: int = 0,
+    data: str | None = None,
+    data_folder: str | None = None,
+    device: str = "auto",
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, LogLikelihood]:
+    """Bound log p(x) under the model of a run by importance sampling (`log_likelihood`), on the data of `evaluate_run`.
+
+    Args:
+        run: its folder.
+        num_samples: K, draws of z for each data point; each is a pass through the decoder.
+        seed: of the draws.
+        data: as for `evaluate_run`.
+        data_folder: as for `evaluate_run`.
+        device: as in `RunConfig`.
+        on_batch: called with the number of rows after each batch.
+
+    Returns:
+        Bounds by part, as for `evaluate_run`.
+
+    Raises:
+        VaentropyError: the run or the data cannot be used, or the number is below 1.
+    """
+    require_count("num_samples", num_samples)
+    require_seed(seed)
+
+    def of_part(model: VAE, x: Tensor | Source, options: dict[str, Any]) -> LogLikelihood:
+        return log_likelihood(model, x, num_samples=num_samples, seed=seed, on_batch=on_batch, **options)
+
+    return _each_part(run, of_part, data, data_folder, device)
+
+
+def _each_part(
+    run: str | Path,
+    of_part: Callable[[VAE, Tensor | Source, dict[str, Any]], Result],
+    data: str | None,
+    data_folder: str | None,
+    device: str,
+) -> dict[str, Result]:
+    """What `of_part(model, x, options)` says of each part of the data, as `evaluate_run` names them."""
+    folder = RunFolder(run)
     config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
     if data is None:
         own = load_own(config, folder=data_folder)
@@ -132,11 +187,11 @@ def evaluate_run(
         parts = {"train": own.train, "held_out": own.held_out}
     else:
         parts = {"data": load_other(config, data, scaling, folder.columns(), folder=data_folder).train}
-    options: dict[str, Any] = {"missing": config.missing, "log_jacobian": scaling.log_jacobian, "on_batch": on_batch}
+    options: dict[str, Any] = {"missing": config.missing, "log_jacobian": scaling.log_jacobian}
     for x in parts.values():
         require_data_shape(model, x)
     with num_threads(config, model):
-        return {name: evaluate(model, x, expectation=expectation, **options) for name, x in parts.items() if len(x)}
+        return {name: of_part(model, x, options) for name, x in parts.items() if len(x)}
 
 
 def encode_run(

@@ -89,7 +89,7 @@ def select(
     require_number("num_errors", num_errors)
     if linear:
         _refuse({"num_seeds": num_seeds, **fit_options})
-    settings = _settings(fit_options, evaluation_expectation)
+    settings = _settings(fit_options, evaluation_expectation, candidates[-1])
     seeds = range(seed, seed + require_count("num_seeds", NUM_SEEDS if num_seeds is None else num_seeds))
     require_seed(seeds[-1])
     parts = _parts(data, held_out, seed, settings["missing"])
@@ -106,7 +106,7 @@ def select(
                 largest=candidates[-1],
                 expectation=evaluation_expectation,
                 settings=settings,
-                on_epoch=lambda latent_dim, seed: report(f"{latent_dim} latents, seed {seed}"),
+                on_epoch=lambda latent_dim, seed: report(f"latent_dim {latent_dim}, seed {seed}"),
             )
             fitted, failures = _each(candidates, trainer.fit, TrainingError)
     name = model if isinstance(model, str) else "your model"
@@ -123,9 +123,9 @@ def check_candidates(latent_dims: Any, *, least: int) -> list[int]:
         UsageError: they are something else.
     """
     try:
-        each = set(latent_dims)
+        each = list(dict.fromkeys(latent_dims))
     except TypeError:
-        each = set()
+        each = []
     if len(each) < 2 or isinstance(latent_dims, str):
         raise UsageError(f"latent_dims={shown(latent_dims)} given, expected two or more numbers, such as range(1, 7)")
     return sorted(require_count("latent_dims", latent_dim, least=least) for latent_dim in each)
@@ -139,7 +139,7 @@ def _refuse(options: Mapping[str, Any]) -> None:
             )
 
 
-def _settings(options: Mapping[str, Any], evaluation_expectation: Expectation) -> dict[str, Any]:
+def _settings(options: Mapping[str, Any], evaluation_expectation: Expectation, largest: int) -> dict[str, Any]:
     """What `fit` is given, checked."""
     known = [f.name for f in fields(Settings) if f.name not in OWN]
     for name in options:
@@ -149,12 +149,18 @@ def _settings(options: Mapping[str, Any], evaluation_expectation: Expectation) -
             hint = nearest(name, known) or f"there are {', '.join(known)}"
             raise UsageError(f"unknown option {shown(name)} of fit; {hint.strip()}")
     checked = Settings(**options, evaluation_expectation=evaluation_expectation)
+    if not evaluation_expectation.independent:
+        # Some have no nodes for many latents.
+        generator = evaluation_expectation.generator()
+        evaluation_expectation.nodes(1, (largest,), generator=generator, dtype=torch.float64)
     return {**options, "epochs": checked.epochs, "missing": checked.missing}
 
 
 def _parts(data: Any, held_out: Any, seed: int, missing: str) -> Parts:
     own = data if isinstance(data, Dataset) else None
     rows = _rows(data if own is None else own.train, "data", missing)
+    if not len(rows):
+        raise DataError(f"data of shape {_shape(rows)} given, expected rows to train on")
     if held_out is None:
         held_out = HELD_OUT if own is None else own.held_out
     if not isinstance(held_out, int | float):

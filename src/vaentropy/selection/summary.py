@@ -149,9 +149,11 @@ class _Known:
 
     def _place(self, h: int) -> str | None:
         """Where what is supported is not what comes first."""
-        supported, score, bic = self.decision.supported, self.evidence.score, self.evidence.bic
-        if h == supported and score.below(h, score.best, self.evidence.num_errors):
-            return "clearly below the best, though another that is not uses no more latents: train from more seeds"
-        if h == bic.best and bic.below(supported, h, self.evidence.num_errors):
+        (supported, _, used), num_errors = self.decision, self.evidence.num_errors
+        score, bic, active = self.evidence.score, self.evidence.bic, self.evidence.active
+        if h == supported and score.below(h, score.best, num_errors):
+            other = next(o for o in active if active[o] == used and not score.below(o, score.best, num_errors))
+            return f"clearly below {other}, which uses no more latents: prune models[{other}], or use more seeds"
+        if h == bic.best and bic.below(supported, h, num_errors):
             return "clearly the best by BIC"
         return None
