@@ -159,6 +159,7 @@ def test_an_optimiser_of_another_model_is_refused():
         ve.diagnose(model, X, optimizer=torch.optim.Adam(other.parameters()))
 
 
+@pytest.mark.slow
 def test_dropout_is_clean_in_the_mode_that_was_trained():
     decoder = nn.Sequential(nn.ReLU(), nn.Dropout(0.2))
     model = trained(lambda: ve.VAE(nn.Flatten(), decoder, data_shape=6, latent_dim=2, decoder_features=16), epochs=100)

@@ -15,7 +15,7 @@ from vaentropy.diagnosis import gradients
 from vaentropy.diagnosis.gradients import GradientCheck, gradient_check, trainable
 from vaentropy.diagnosis.step import _moved
 from vaentropy.distributions import DiagonalNormal
-from vaentropy.errors import DataError, UsageError
+from vaentropy.errors import DataError, UnsupportedError, UsageError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import MonteCarlo
 from vaentropy.families import vae0, vae1, vae2
@@ -161,8 +161,10 @@ def test_the_implied_beta_is_the_one_trained_with(beta):
     assert check.implied_beta_error < 0.2 * beta
     assert abs(check.implied_beta - beta) < 4 * check.implied_beta_error
     assert check.alignment > 0.99
-    assert check.implies_other_beta(1.0) == (beta != 1.0)
-    assert not check.implies_other_beta(beta)
+    assert check.balances_beside(1.0) == (beta != 1.0)
+    # Nothing is said of it that no step confirms.
+    assert not check.implies_other_beta(1.0)
+    assert not check.balances_beside(beta)
 
 
 def test_an_untrained_model_implies_no_beta():
@@ -204,6 +206,7 @@ def test_the_gain_of_a_step_is_the_change_of_the_exact_objective(beta, monkeypat
     assert 0.5 * most < gained <= most
 
 
+@pytest.mark.slow
 def test_steps_at_an_optimum_are_measured_without_bias(monkeypatch):
     # On the draws that its direction comes from, a step gains even where there is nothing to gain.
     differences = []
@@ -450,9 +453,9 @@ def test_a_posterior_without_closed_forms():
     model = from_functions(
         lambda x: Laplace(encoder(x)[:, :2], (encoder(x)[:, 2:] / 4).exp()), decoder, variance=1.0, modules=[encoder]
     )
-    check = gradient_check(model, X)
-    assert check.norm > 0 and check.moves == {} and check.steps == {}
-    assert len(check.untested) == 2 and all("not normal" in reason for reason in check.untested)
+    # Draws from it have no gradients here: better none than wrong ones.
+    with pytest.raises(UnsupportedError, match="not normal"):
+        gradient_check(model, X)
 
 
 def test_whole_numbers_and_float32():

@@ -10,6 +10,7 @@ import vaentropy as ve
 from .recipes import digits, few_digits, prepared
 
 pytest.importorskip("sklearn")
+pytestmark = pytest.mark.slow
 
 
 def diagnosed(name):
@@ -70,7 +71,6 @@ def test_other_weight_of_the_kl():
     assert problems(said)[0] == "kl_weight" and "β = 4, as given" in said.findings[0].verdict
 
 
-@pytest.mark.slow
 def test_softplus_head_is_found_by_what_it_does():
     _, diagnosis = diagnosed("softplus σ²(z)")
     assert problems(diagnosis) == ["theorem_conditions"]
@@ -79,7 +79,6 @@ def test_softplus_head_is_found_by_what_it_does():
     assert diagnosis["theorem_conditions"].nats == abs(move.out_of_reach) > 5 * move.out_of_reach_error
 
 
-@pytest.mark.slow
 def test_exponential_head_is_clean():
     _, diagnosis = diagnosed("exp σ²(z)")
     assert diagnosis.clean and "theorem_conditions" not in diagnosis
@@ -94,7 +93,6 @@ def test_overfitted():
     assert "overfitting" not in ve.diagnose(model, few_digits()[0])
 
 
-@pytest.mark.slow
 def test_well_trained_is_clean():
     _, diagnosis = diagnosed("well-trained")
     assert diagnosis.clean, diagnosis
