@@ -17,6 +17,8 @@ from torch.distributions import (
     Bernoulli,
     Categorical,
     Independent,
+    Laplace,
+    MixtureSameFamily,
     MultivariateNormal,
     Normal,
     OneHotCategorical,
@@ -397,6 +399,174 @@ def test_few_effective_draws_are_told():
     r = log_likelihood(model, model.data(5), num_samples=50)
     assert r.effective_sample_size.too_small == 1
     assert "100.0% of the points have fewer than 10 effective draws" in repr(r)
+
+
+# --- Weights of a known distribution: log w ~ N(-s²/2, s²), so that E w = 1 and the ELBO is -s²/2 ---------------------
+
+
+def log_normal_terms(s, num_points, num_samples, seed=0):
+    weights, generator = _Weights(), torch.Generator().manual_seed(seed)
+    for _ in range(num_samples):
+        weights.add(s * torch.randn(num_points, generator=generator, dtype=F64) - s**2 / 2)
+    return weights.terms()
+
+
+def test_95_percent_intervals_cover_the_truth():
+    repetitions, size, s = 1000, 10, 0.6
+    # So many draws that the bound's bias, which is no part of the error, is small beside it.
+    terms = log_normal_terms(s, repetitions * size, 1000)
+    for name, truth in {"value": 0.0, "elbo": -(s**2) / 2, "tightness": s**2 / 2}.items():
+        means = terms[name].value.unflatten(0, (repetitions, size)).mean(1)
+        errors = terms[name].noise.unflatten(0, (repetitions, size)).sum(1).sqrt() / size
+        assert 0.93 < float(((means - truth).abs() < 1.96 * errors).to(F64).mean()) < 0.97, name
+    # (Σ w)²/Σ w² tends to K (E w)²/E w².
+    assert float(terms["effective_sample_size"].value.mean()) / 1000 == pytest.approx(math.exp(-(s**2)), rel=0.02)
+
+
+def test_the_bound_of_two_draws_by_quadrature():
+    s, size = 1.0, 40_000
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    weights = weights / weights.sum()
+    log_w = s * nodes - s**2 / 2
+    of_two = float(weights @ (np.logaddexp(log_w[:, None], log_w) - math.log(2)) @ weights)
+    two, four = log_normal_terms(s, size, 2), log_normal_terms(s, size, 4, seed=1)
+    error = float(two["value"].value.std()) / size**0.5
+    for term in (two["value"], four["value_at_half"]):
+        assert abs(float(term.value.mean()) - of_two) < SIGMAS * error < 0.03
+
+
+def test_half_of_the_draws_tell_what_is_missing():
+    # To first order the bound is Var(w)/(2K) too low (21), and with half of the draws twice as much.
+    s, k = 0.7, 100
+    terms = log_normal_terms(s, 100_000, k)
+    missing, value = math.expm1(s**2) / (2 * k), terms["value"].value
+    assert float(value.mean()) == pytest.approx(-missing, rel=0.15)
+    assert float((value - terms["value_at_half"].value).mean()) == pytest.approx(missing, rel=0.1)
+
+
+def test_weights_of_0_in_any_place():
+    never = -math.inf
+    log_w = np.array([[never, never, 0.0], [1.0, never, never], [2.0, never, 1.0], [never, never, 0.5]])
+    weights = _Weights()
+    for row in log_w:
+        weights.add(torch.from_numpy(row))
+    terms, w = weights.terms(), np.exp(log_w)[:, [0, 2]]
+    for name, term in terms.items():
+        by_hand = {
+            "value": np.log(w.mean(0)),
+            "effective_sample_size": w.sum(0) ** 2 / (w**2).sum(0),
+            "value_at_half": (np.log(w[::2].mean(0)) + np.log(w[1::2].mean(0))) / 2,
+            "elbo": [never, never],
+            "tightness": [math.inf, math.inf],
+        }
+        assert term.value[[0, 2]].numpy() == pytest.approx(np.array(by_hand[name])), name
+    assert terms["value"].value[1] == never and terms["effective_sample_size"].value[1] == 0
+    assert terms["value"].noise[[0, 2]].numpy() == pytest.approx((w / w.mean(0) - 1).var(0) / 3)
+
+
+# --- Other latents than normal ones -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("posterior", "prior"), [("laplace", "standard"), ("laplace", "laplace"), ("wide", "mixture")])
+def test_latents_that_are_not_normal_against_quadrature(posterior, prior, unchecked):
+    model = Toy(2, "laplace", "bernoulli", latent_shape=(1,))
+    a, b = torch.tensor([0.3], dtype=F64), torch.tensor([-0.2], dtype=F64)
+    model.prior = lambda: PRIORS[prior](a, b)
+
+    def encode(x):
+        mean = torch.tanh(x.mean(1, keepdim=True))
+        return Laplace(mean, torch.ones_like(mean)) if posterior == "laplace" else Normal(mean, 1.5)
+
+    model.posterior, x = encode, model.data(8)
+
+    def log_p(row):
+        def integrand(z):
+            at = torch.tensor([[z]], dtype=F64)
+            log_prior = as_torch(PRIORS[prior](a, b)).log_prob(at).sum()
+            return math.exp(float(rows(model.likelihood(at).log_prob(row)).sum() + log_prior))
+
+        return math.log(integrate.quad(integrand, -15, 15, points=[-0.7, 0, 0.3, 1.3], limit=400, epsabs=0)[0])
+
+    expected = np.mean([log_p(row) for row in x])
+    # Many points with few draws take less time than few points with many.
+    r = log_likelihood(model, x.repeat(100, 1), num_samples=150)
+    bias = r.value - r.value_at_half
+    assert 0 < bias < 0.02 and r.mc_stderr < 0.01 and abs(r.value + bias - expected) < SIGMAS * r.mc_stderr
+    assert r.elbo < expected - 10 * r.mc_stderr
+
+
+def test_binary_latents_by_a_sum_over_all(unchecked):
+    model = Toy(1, likelihood="bernoulli", latent_shape=(4,))
+    model.posterior = lambda x: Independent(Bernoulli(logits=model.encoders[0](x)), 1)
+    model.prior = lambda: Bernoulli(logits=0.5 * model.prior_constants[0])
+    x = model.data(10)
+    states = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=F64)] * 4)
+    joint = torch.stack(
+        [rows(model.likelihood(z.expand(10, 4)).log_prob(x)) + model.prior().log_prob(z).sum() for z in states]
+    )
+    r = log_likelihood(model, x.repeat(100, 1), num_samples=150)
+    bias = r.value - r.value_at_half
+    assert 0 < bias < 0.02 and r.mc_stderr < 0.01
+    assert abs(r.value + bias - float(torch.logsumexp(joint, 0).mean())) < SIGMAS * r.mc_stderr
+
+
+def test_data_and_latents_without_axes():
+    # z = x/2 + noise of variance ½ is the exact posterior of x = z + noise of variance 1.
+    scale = torch.tensor(0.5, dtype=F64).sqrt()
+    model = from_functions(lambda x: Normal(x / 2, scale.expand(len(x))), lambda z: Normal(z, torch.ones(1, dtype=F64)))
+    x = draw(9, seed=1)
+    r = log_likelihood(model, x, num_samples=3)
+    assert r.value == pytest.approx(stats.norm(0, 2**0.5).logpdf(x).mean(), abs=1e-10)
+    assert r.data_shape == () and r.num_features == 1
+
+
+def test_the_exact_posterior_of_what_is_observed_leaves_nothing_to_chance():
+    model, x = linear(perturbed=False).requires_grad_(False), points(30, seed=2)
+    x[torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.4] = math.nan
+    x[3] = math.nan
+    variance = model.log_variance.exp()
+    covariance = model.weight @ model.weight.T + variance * torch.eye(D, dtype=F64)
+
+    def bind(batch):
+        seen = (~batch.isnan()).to(F64)
+        precision = torch.eye(H, dtype=F64) + torch.einsum("nd,dh,dk->nhk", seen, model.weight, model.weight) / variance
+
+        def encode(filled):
+            of_data = (seen * (filled - model.bias)) @ model.weight / variance
+            return MultivariateNormal((precision.inverse() @ of_data[..., None])[..., 0], precision_matrix=precision)
+
+        return from_functions(encode, model.likelihood, prior=model.prior()), batch
+
+    r = log_likelihood(model, x, num_samples=4, bind=bind, batch_size=7, missing="ignore", pointwise=True)
+    for n, row in enumerate(x):
+        o = ~row.isnan()
+        expected = MultivariateNormal(model.bias[o], covariance[o][:, o]).log_prob(row[o]) if o.any() else 0.0
+        assert float(r.pointwise["value"][n]) == pytest.approx(float(expected), abs=1e-9), n
+
+
+def test_no_entropy_is_sampled_for_it():
+    # As `evaluate` does for a likelihood without a closed one, at several times the cost.
+    class TwoBumps(MixtureSameFamily):
+        def sample(self, *shape):
+            raise AssertionError("sampled")
+
+    def decode(z):
+        means = z @ torch.ones(2, 3, dtype=F64)
+        return TwoBumps(Categorical(torch.ones(*means.shape, 2)), Normal(torch.stack([means, -means], -1), 1.0))
+
+    model, x = Toy(0), Toy(0).data(4)
+    model.likelihood = decode
+    check_by_hand(model, x, 4)
+    with pytest.raises(AssertionError, match="sampled"):
+        evaluate(model, x)
+
+
+def test_more_draws_are_the_same_ones_and_others():
+    # So that bounds by different numbers of draws compare in pairs.
+    few, many = Recording(Toy(0)), Recording(Toy(0))
+    x = few.model.data(5)
+    log_likelihood(few, x, num_samples=2), log_likelihood(many, x, num_samples=5)
+    assert all(torch.equal(one, other) for one, other in zip(few.z, many.z[:2], strict=True))
 
 
 # --- Data, weights, units ---------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from vaentropy.linear import LinearVAE
 from vaentropy.passes import Missing
 from vaentropy.vae import VAE
 
-__all__ = ["prune"]
+__all__ = ["check_latents", "prune"]
 
 Prunable = TypeVar("Prunable", bound=VAE | LinearVAE)
 
@@ -49,7 +49,7 @@ def prune(
         how = "fold a calibrated model before (vaentropy.calibration.fold)"
         raise UsageError(f"a model of type {type(model).__name__} given, expected a VAE or LinearVAE; {how}")
     (num_latents,) = model.latent_shape
-    removed = _check_latents(latents, num_latents)
+    removed = check_latents(latents, num_latents)
     kept = [h for h in range(num_latents) if h not in removed]
     constant = torch.zeros(num_latents, dtype=torch.float64)
     if data is not None:
@@ -61,7 +61,12 @@ def prune(
     return pruned
 
 
-def _check_latents(latents: Any, num_latents: int) -> list[int]:
+def check_latents(latents: Any, num_latents: int) -> list[int]:
+    """The latents to remove, as a list.
+
+    Raises:
+        UsageError: there are no such latents, some are repeated, or none would be left.
+    """
     try:
         chosen = [_index(h) for h in latents]
     except TypeError:

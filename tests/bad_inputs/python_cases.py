@@ -494,6 +494,10 @@ RUN_FUNCTIONS = [
     calling(
         "evaluate-run-expectation", lambda: ve.runs.evaluate_run("run", expectation=OTHER), "expectation", make=run
     ),
+    calling("prune-run-number", lambda: ve.runs.prune_run("run", latents=5), "latents=5", make=run),  # type: ignore[arg-type]
+    calling("prune-run-all", lambda: ve.runs.prune_run("run", latents=[0, 1]), "all 2 latents", make=run),
+    calling("continue-run-epochs-text", lambda: ve.runs.continue_run("run", epochs="2"), "epochs", "'2'", make=run),
+    calling("continue-run-none", lambda: ve.runs.continue_run(NONE), "run=None"),
     calling("bound-run-samples", lambda: ve.runs.log_likelihood_run("run", num_samples=0), "num_samples=0", make=run),
     calling("bound-run-seed", lambda: ve.runs.log_likelihood_run("run", seed=OTHER), "seed='other'", make=run),
     calling("bound-run-missing", lambda: ve.runs.log_likelihood_run("nowhere"), "nowhere", "is no run"),

@@ -80,6 +80,21 @@ def tensors(
     return several(base, make)
 
 
+def continued() -> None:
+    """An unfinished run that a kill left before its first checkpoint, with weights to begin with."""
+    unfinished()
+    shutil.rmtree("run/checkpoints")
+    Path("run/history.jsonl").unlink()
+    shutil.copy(Path(os.environ["BAD_INPUTS"]) / "run/model.safetensors", "run/initial.safetensors")
+    path = Path("run/manifest.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "continued_from": "other"}))
+
+
+def initial(name: str, change: Callable[[], Any], *says: str) -> Case:
+    """The weights that a run is to begin with spoiled."""
+    return command(name, "train --resume run", several(continued, change), "run", "initial.safetensors", *says)
+
+
 def state(change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> Callable[[], None]:
     """The only checkpoint of an unfinished run changed."""
     return tensors("checkpoints/step-000000001.safetensors", change, unfinished)
@@ -392,6 +407,15 @@ STATES = [
     ),
 ]
 
+INITIAL = [
+    command("initial-works", "train --resume run", continued, works=True, changes=["run/"]),
+    initial("initial-gone", lambda: Path("run/initial.safetensors").unlink(), "put the file of the run back"),
+    initial("initial-cut", cut("run/initial.safetensors"), "safetensors file"),
+    initial("initial-pickle", text(malicious_pickle(), "run/initial.safetensors"), "safetensors file"),
+    initial("initial-of-another-model", tensors("initial.safetensors", wide, lambda: None), "size mismatch"),
+    initial("initial-nan", tensors("initial.safetensors", not_finite, lambda: None), "finite"),
+]
+
 LINKS = [
     *(
         command(f"link-{name}", "train --resume run", link(name, unfinished), f"run/{name}", "leads out")
@@ -403,6 +427,7 @@ LINKS = [
             "checkpoints",
             "evaluation.json",
             "model.safetensors",
+            "initial.safetensors",
             ".lock",
             "checkpoints/step-000000001.safetensors",
         )
@@ -467,9 +492,19 @@ OUTPUTS = [
     command("out-prune-itself", "prune run --out run --overwrite", run, "another one"),
     command("out-continue-itself", "continue run --out run --overwrite", run, "another one"),
     command("out-continue-exists", "continue run --out x.npy", run, "x.npy", "not a folder"),
-    command("prune-latents", "prune run --latents 9", run, "[9]", "from 0"),
+    command("calibrate-fixed-variance", "calibrate run", settings(model="vae0"), "run", "continue run --model vae1"),
+    command("prune-run-missing", "prune run", None, "run", "is no run"),
+    command("prune-all-latents", "prune run --latents 0,1", run, "all 2 latents", "at least one"),
+    command("prune-negative-latent", "prune run --latents=-1", run, "(-1,)", "from 0 to 1"),
+    command("prune-samples", "prune run --num-samples 0", run, "num_samples=0"),
+    command("continue-missing", "continue run", None, "run", "is no run"),
+    command("continue-out-exists", "continue run --out other", several(run, text("mine", "other/a")), "other", "empty"),
+    command("continue-latent-dim", "continue run --latent-dim 5", run, "latent_dim=5", "networks"),
+    command("continue-seed", "continue run --seed 5", run, "seed=5", "data"),
+    command("continue-variances", "continue run --variances free", run, "variances='free'"),
+    command("prune-latents", "prune run --latents 9", run, "(9,)", "from 0 to 1"),
     command("prune-latents-text", "prune run --latents one", run, "one", "whole numbers"),
-    command("prune-latents-repeated", "prune run --latents 0,0", run, "[0, 0]", "different"),
+    command("prune-latents-repeated", "prune run --latents 0,0", run, "(0, 0)", "different"),
     command("prune-collapse", "prune run --collapse some", run, "collapse='some'", "paper"),
     command("diagnose-collapse", "diagnose run --collapse -1", run, "collapse=-1"),
     command("diagnose-tolerance", "diagnose run --tolerance -1", run, "tolerance=-1"),
@@ -569,4 +604,4 @@ CONFINED = [
     ),
 ]
 
-RUNS = [*WEIGHTS, *MANIFESTS, *STATES, *LINKS, *OUTPUTS, *CONFINED]
+RUNS = [*WEIGHTS, *MANIFESTS, *STATES, *INITIAL, *LINKS, *OUTPUTS, *CONFINED]

@@ -142,7 +142,7 @@ def test_help_does_not_wait_for_torch():
     code = (
         "import sys\n"
         "from vaentropy.cli import main\n"
-        "for verb in ([], ['train'], ['evaluate'], ['select'], ['verify']):\n"
+        "for verb in ([], ['train'], ['evaluate'], ['prune'], ['continue'], ['select'], ['verify']):\n"
         "    assert main([*verb, '--help']) == 0\n"
         "assert main(['--version']) == 0\n"
         "heavy = {'torch', 'numpy', 'yaml', 'rich', 'scipy'} & set(sys.modules)\n"
@@ -151,6 +151,14 @@ def test_help_does_not_wait_for_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "train" in done.stdout
+
+
+def test_help_of_continue_names_what_can_be_changed(capfd):
+    assert main(["continue", "--help"]) == 0
+    out = capfd.readouterr().out
+    assert all(option in out for option in ("--epochs", "--model", "--variances", "--data-folder"))
+    # Fixed settings are refused with a reason, and defaults are those of the run.
+    assert not any(text in out for text in ("--hidden", "--latent-dim", "--seed", "[default"))
 
 
 def test_the_module_runs_too():

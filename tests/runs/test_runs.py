@@ -286,7 +286,10 @@ def test_only_a_run_is_overwritten_and_only_its_files_go(copy_of_run, tmp_path):
 def test_what_a_run_leaves_that_was_killed_at_once_is_no_obstacle(tmp_path):
     (tmp_path / ".lock").write_text("")
     (tmp_path / "config.yaml.partial").write_text("da")
+    (tmp_path / "initial.safetensors").write_text("weights of a run without settings")
     assert train(replace(CONFIG, epochs=1), out=tmp_path).folder == tmp_path
+    # No other run begins with them, when it is resumed.
+    assert not (tmp_path / "initial.safetensors").exists()
 
 
 def test_a_second_process_is_kept_out(run):
@@ -396,7 +399,7 @@ def test_calibrate_leaves_a_run_with_optimal_variances(tmp_path):
 
 def test_a_fixed_variance_cannot_be_calibrated(tmp_path):
     run = train(replace(CONFIG, model="vae0", epochs=1), out=tmp_path / "run")
-    with pytest.raises(UsageError, match=r"σ² is fixed at 1\.0"):
+    with pytest.raises(UsageError, match=r"whose σ² is fixed .*; learn it with: vaentropy continue .* --model vae1"):
         calibrate_run(run.folder, out=tmp_path / "calibrated")
     assert not (tmp_path / "calibrated").exists()
 
@@ -441,10 +444,56 @@ def test_a_run_that_is_to_be_overwritten_is_there_until_the_new_one_has_begun(co
     assert not (copy_of_run / ".replaced").exists()
 
 
+@pytest.mark.parametrize("then", ["resumed", "overwritten, in vain"])
+def test_a_run_that_was_half_set_aside_is_whole_again(copy_of_run, monkeypatch, then):
+    from pathlib import Path
+
+    before, real, moves = contents(copy_of_run), Path.replace, 0
+
+    def cut(path, target):
+        nonlocal moves
+        moves += Path(target).parent.name == ".replaced"
+        if moves == 4:
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train(CONFIG, out=copy_of_run, overwrite=True)
+    assert len(list((copy_of_run / ".replaced").iterdir())) == 3 and (copy_of_run / "config.yaml").exists()
+    if then == "resumed":
+        assert (
+            resume(copy_of_run).history.train.elbo
+            == json.loads(before[copy_of_run / "evaluation.json"])["train"]["elbo"]
+        )
+        untimed = ("manifest.json", "evaluation.json")
+        assert [path for path in before if path.read_bytes() != before[path] and path.name not in untimed] == []
+    else:
+        with pytest.raises(TrainingError):
+            train(replace(CONFIG, learning_rate=1e9, schedule="constant", epochs=30), out=copy_of_run, overwrite=True)
+        assert contents(copy_of_run) == before
+    assert not (copy_of_run / ".replaced").exists()
+
+
+def test_a_run_that_was_half_removed_does_not_come_back(copy_of_run):
+    shutil.copytree(copy_of_run, copy_of_run / ".replaced")
+    before = contents(copy_of_run)
+    for name in ("checkpoints", "model.safetensors"):
+        path = copy_of_run / ".replaced" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    resume(copy_of_run)
+    assert not (copy_of_run / ".replaced").exists()
+    weights = copy_of_run / "model.safetensors"
+    assert weights.read_bytes() == before[weights]
+
+
 def test_what_has_nothing_to_resume_is_left_as_it_is(run, tmp_path):
     folder, _, _ = calibrate_run(run.folder, out=tmp_path / "calibrated")
     before = contents(folder)
-    with pytest.raises(UsageError, match="is finished and has no checkpoints"):
+    with pytest.raises(
+        UsageError, match=r"is finished and has no checkpoints.*; train it further with: vaentropy continue "
+    ):
         resume(folder)
     assert contents(folder) == before
 

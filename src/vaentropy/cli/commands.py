@@ -191,16 +191,15 @@ def prune(run: str, num_samples: int, seed: int, collapse: str, as_json: bool, *
     done = prune_run(run, expectation=MonteCarlo(num_samples, seed), collapse=options.collapse_of(collapse), **given)
     if as_json:
         parts = {"before": done.before.to_dict(vectors=False), "after": done.after.to_dict(vectors=False)}
-        click.echo(
-            to_json({"run": None if done.folder is None else str(done.folder), "removed": done.removed, **parts})
-        )
+        change = {"change": done.change, "change_error": done.change_error}
+        folder = None if done.folder is None else str(done.folder)
+        click.echo(to_json({"run": folder, "removed": done.removed, **change, **parts}))
     elif done.folder is None:
         click.echo("no latent has collapsed: nothing to remove")
     else:
-        error = 0.0 if done.after.mc_stderr is None else done.after.mc_stderr.elbo
-        change = done.after.elbo - done.before.elbo
+        error = "" if done.change_error is None else f" ± {done.change_error:.4f}"
         click.echo(f"removed latents {', '.join(map(str, done.removed))}, {done.after.latent_shape[0]} are left")
-        click.echo(f"ELBO {done.before.elbo:.4f} before, {done.after.elbo:.4f} after: {change:+.4f} ± {error:.4f}")
+        click.echo(f"ELBO {done.before.elbo:.4f} before, {done.after.elbo:.4f} after: {done.change:+.4f}{error}")
         click.echo(f"\nRun in {done.folder}", err=True)
 
 
@@ -209,11 +208,11 @@ def prune(run: str, num_samples: int, seed: int, collapse: str, as_json: bool, *
 @click.option("--out", type=options.PATH, help="Folder of the new run, new or empty; default: a new one under runs/.")
 @options.overwrite
 @options.as_json
-@options.settings
+@options.changes
 def continue_(run: str, out: str | None, overwrite: bool, as_json: bool, **given: Any) -> None:
-    """Train the model in folder RUN further, as a new run, with analytic variances; of a vae0 it can make a vae1.
+    """Train the model in folder RUN further, as a new run, with analytic variances.
 
-    Settings are those of RUN, where none are given; those of data and networks are fixed.
+    Other settings that are not given are those of RUN. A vae0 or vae2 can go on as a vae1.
     """
     from vaentropy.runs import continue_run
 

@@ -6,13 +6,14 @@ from typing import Any, get_type_hints
 
 import click
 
-from vaentropy.config import RunConfig
+from vaentropy.config import CHANGEABLE, RunConfig
 
 __all__ = [
     "COLLAPSE",
     "PATH",
     "CommaSeparated",
     "as_json",
+    "changes",
     "collapse_of",
     "completing",
     "data_folder",
@@ -110,7 +111,16 @@ def settings_but(*left_out: str) -> Callable[[Callable[..., Any]], Callable[...,
     return decorate
 
 
-def _option(setting: Field) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def changes(command: Callable[..., Any]) -> Callable[..., Any]:
+    """As `settings`, to change those of a run: without defaults, and help for those alone that can be changed."""
+    for setting in reversed(fields(RunConfig)):
+        if setting.name != "data":
+            fixed = setting.name not in (*CHANGEABLE, "data_folder")
+            command = _option(setting, show_default=False, hidden=fixed)(command)
+    return command
+
+
+def _option(setting: Field, **more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     name, kind = setting.name.replace("_", "-"), get_type_hints(RunConfig)[setting.name]
     flag = kind in (bool, bool | None)
     options: dict[str, Any] = {} if flag else {"type": KINDS[kind]}
@@ -119,7 +129,7 @@ def _option(setting: Field) -> Callable[[Callable[..., Any]], Callable[..., Any]
         options["shell_complete"] = completing(setting.metadata["choices"])
     declaration = f"--{name}/--no-{name}" if flag else f"--{name}"
     options |= {"show_default": _shown(setting.default), "help": setting.metadata["help"]}
-    return click.option(declaration, setting.name, default=None, **options)
+    return click.option(declaration, setting.name, default=None, **{**options, **more})
 
 
 def settings_of(config: str | None, given: dict[str, Any]) -> RunConfig:

@@ -31,6 +31,7 @@ __all__ = [
     "fingerprints",
     "load_other",
     "load_own",
+    "moved",
     "num_threads",
     "torch_device",
     "with_absolute_paths",
@@ -107,7 +108,7 @@ def load_own(config: RunConfig, *, folder: str | None = None) -> Dataset:
     """
     options = {"columns": config.columns or None, "exclude": config.exclude}
     images = {"key": config.key, "image_size": config.image_size, "crop": config.crop}
-    return _load(config, _moved(config.data, folder), folder, config.held_out, config.scale, **options, **images)
+    return _load(config, moved(config.data, folder), folder, config.held_out, config.scale, **options, **images)
 
 
 def load_other(
@@ -147,13 +148,13 @@ def all_rows(
         scaling, columns: of the run.
         folder: where the files of the data set are, if not where the run found them.
     """
-    parts = [load_other(config, data or _moved(config.data, folder), scaling, columns, folder=folder).train]
+    parts = [load_other(config, data or moved(config.data, folder), scaling, columns, folder=folder).train]
     if data is None and config.held_out is None and config.data in WITH_HELD_OUT:
         parts.append(load_own(config, folder=folder).held_out)
     return parts
 
 
-def _moved(data: str, folder: str | None) -> str:
+def moved(data: str, folder: str | None) -> str:
     """The path of a run's file, which may lie in another folder now."""
     if folder is None or data in names():
         return data

@@ -1,6 +1,6 @@
 """What a finished run is good for: load, evaluate, encode, reconstruct, sample, tell about it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -41,6 +41,7 @@ __all__ = [
     "evaluate_run",
     "load",
     "log_likelihood_run",
+    "put_weights",
     "reconstruct_run",
     "require_data_shape",
     "sample_run",
@@ -75,20 +76,29 @@ def load(run: str | Path, *, device: str | torch.device = "cpu", model: VAE | No
         path = Checkpoints(folder.path).best_path()
         if path is None:
             raise DataError(f"{folder} has no checkpoint with a best held-out ELBO; load it without best=True")
-        tensors, _ = folder.tensors(f"checkpoints/{path.name}")
+        tensors, _ = folder.tensors(name := f"checkpoints/{path.name}")
         prefix = "model."
-        weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        weights = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
     else:
-        weights, _ = folder.tensors("model.safetensors")
+        weights, _ = folder.tensors(name := "model.safetensors")
+    put_weights(model, weights, f"{folder}/{name}")
+    return model.to(torch_device(str(device))).eval()
+
+
+def put_weights(model: VAE, weights: Mapping[str, Tensor], where: str) -> None:
+    """Put weights from a file of a run into a model, in place.
+
+    Raises:
+        DataError: they are of another model, or not finite; names the file by `where`.
+    """
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         how = "put the file of the run back"
-        raise DataError(f"{folder}/model.safetensors cannot be loaded: {one_line(error)}; {how}") from error
+        raise DataError(f"{where} cannot be loaded: {one_line(error)}; {how}") from error
     if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
         how = "put the file of the run back, or train anew"
-        raise DataError(f"{folder}/model.safetensors holds numbers that are not finite, expected weights; {how}")
-    return model.to(torch_device(str(device))).eval()
+        raise DataError(f"{where} holds numbers that are not finite, expected weights; {how}")
 
 
 def evaluate_run(
