@@ -149,6 +149,7 @@ def test_noise_of_each_feature():
     assert abs(finding.nats - 0.5 * float(6 * optimal.mean().log() - optimal.log().sum())) < 1e-3
 
 
+@pytest.mark.slow
 def test_train_and_eval_mode():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

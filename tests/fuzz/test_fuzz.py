@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 
+@pytest.mark.slow
 def test_wrong_files_are_read_or_refused_in_one_line():
     script = Path(__file__).with_name("fuzz.py")
     done = subprocess.run(

@@ -73,6 +73,7 @@ def test_noise_alone_supports_no_latent():
         assert selection.supported == 0 and selection.verdict.startswith("no latent is supported")
 
 
+@pytest.mark.slow
 def test_noise_alone_leaves_the_latents_of_a_vae_collapsed():
     x = torch.randn(5_000, 10, generator=torch.Generator().manual_seed(0))
     selection = select(x, (1, 2), epochs=20, num_seeds=1, progress=False)
@@ -157,6 +158,7 @@ def test_equal_calls_give_equal_answers_and_leave_the_global_generator_alone():
     assert select(X, (1, 2, 3), **options, seed=1).to_dict() != one.to_dict()
 
 
+@pytest.mark.slow
 def test_the_same_noise_makes_the_error_of_near_equals_small():
     # Of two models of which one has a collapsed latent more; with noise of their own it is the Monte Carlo error.
     x, _ = pca(1_000, 6, 1, noise=0.5, seed=2)
