@@ -359,6 +359,22 @@ def test_a_prior_with_a_mean():
             return Normal(torch.tensor([2.0, -1.0], dtype=F64), torch.tensor([0.5, 1.5], dtype=F64))
 
     assert moves(seeded(lambda: Model(4, 2)), X)["prior"].distance < DISTANCE
+    # Latents are scaled around that mean, which a decoder undoes by its bias too.
+    without_bias = seeded(lambda: Model(4, 2))
+    without_bias.bias.requires_grad = False
+    assert moves(without_bias, X)["prior"].distance > 10 * DISTANCE
+
+
+def test_a_prior_variance_that_is_the_decoders_too():
+    class Model(LinearVAE):
+        def prior(self) -> DiagonalNormal:
+            return DiagonalNormal(torch.zeros(2, dtype=F64), self.log_variance.expand(2), event_dim=1)
+
+    # Along log α² = log σ² every latent and every feature of each point counts the same: either move by its share.
+    found = moves(seeded(lambda: Model(4, 2)), X)
+    assert found["prior"].distance == pytest.approx((4 / (4 + 2)) ** 0.5, rel=1e-10)
+    assert found["decoder"].distance == pytest.approx((2 / (4 + 2)) ** 0.5, rel=1e-10)
+    assert found["prior"].where == found["decoder"].where == "the prior variance"
 
 
 def test_a_decoder_without_parameters():
