@@ -26,6 +26,7 @@ _HOMES = {
     "load": "vaentropy.runs",
     "log_likelihood": "vaentropy.importance",
     "prune": "vaentropy.pruning",
+    "select": "vaentropy.selection",
     "vae0": "vaentropy.families",
     "vae1": "vaentropy.families",
     "vae2": "vaentropy.families",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from vaentropy.pruning import prune as prune
     from vaentropy.results import Evaluation as Evaluation
     from vaentropy.runs import load as load
+    from vaentropy.selection import select as select
     from vaentropy.training import History as History
     from vaentropy.training import fit as fit
     from vaentropy.vae import VAE as VAE
@@ -67,6 +69,7 @@ _MODULES = (
     "expectation",
     "networks",
     "runs",
+    "selection",
     "studies",
     "training",
 )

@@ -11,13 +11,34 @@ from typing import Any, get_type_hints
 from vaentropy.checks import require_count, require_path
 from vaentropy.errors import UsageError, nearest, shown
 
-__all__ = ["DTYPES", "FAMILIES", "NETWORKS", "RunConfig"]
+__all__ = ["CHANGEABLE", "DTYPES", "FAMILIES", "NETWORKS", "RunConfig"]
 
 FAMILIES = ("vae0", "vae1", "vae2", "vae3")
 NETWORKS = ("mlp", "conv")
 DTYPES = ("float32", "float64")
 MAX_THREADS = 1024  # with many more the library that makes them ends the process
 COUNTS = ("threads", "latent_dim", "num_samples", "evaluation_samples", "checkpoint_every", "keep_checkpoints")
+# Settings that a run can go on with others of: all that do not say what the model is of, or what its data are.
+CHANGEABLE = (
+    "model",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "schedule",
+    "variances",
+    "clip_norm",
+    "beta",
+    "num_samples",
+    "evaluation_samples",
+    "evaluate_every",
+    "patience",
+    "plateau",
+    "max_rollbacks",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "device",
+    "threads",
+)
 EXPECTED = {
     str: "text",
     str | None: "text or nothing",

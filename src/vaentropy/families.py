@@ -1,6 +1,6 @@
 """The paper's models: `vae0` to `vae3`, each a `VAE` of one likelihood and one prior."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from torch import nn
@@ -12,7 +12,7 @@ from vaentropy.networks import MLPDecoder, MLPEncoder
 from vaentropy.priors import LearnedNormal
 from vaentropy.vae import VAE
 
-__all__ = ["vae0", "vae1", "vae2", "vae3"]
+__all__ = ["FAMILIES", "vae0", "vae1", "vae2", "vae3"]
 
 Networks = tuple[nn.Module, nn.Module]
 
@@ -86,3 +86,7 @@ def vae3(
 ) -> VAE:
     """VAE-3: σ_d²(z) by an affine log-variance head, standard normal prior. Arguments are those of `vae0`."""
     return _family(data_shape, latent_dim, hidden, networks, likelihood=Gaussian(variance="function"))
+
+
+# By name: nothing that names one, such as a file, decides which code runs.
+FAMILIES: Mapping[str, Callable[..., VAE]] = {"vae0": vae0, "vae1": vae1, "vae2": vae2, "vae3": vae3}

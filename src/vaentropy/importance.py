@@ -62,7 +62,8 @@ class LogLikelihood:
     Attributes:
         value: mean log p(x) where it is `exact`, else the importance-weighted bound, which lies below it on average.
         stderr: of `value`, for the population that the data came from.
-        mc_stderr: of `value`, from Monte Carlo noise alone: 0 where it is exact.
+        mc_stderr: of `value`, from Monte Carlo noise alone: 0 where it is exact. How far the bound lies below log p(x)
+            is no part of it, see `value_at_half`.
         elbo: from the same draws, with log q(z|x)/p(z) at each of them in the place of the KL in closed form.
         tightness: KL from q(z|x) to the exact posterior, on average: what the posterior's form and the encoder cost.
             Of a bound, what of it the bound shows.

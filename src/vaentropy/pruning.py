@@ -3,7 +3,7 @@
 import copy
 import operator
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import torch
 from torch import nn
@@ -19,13 +19,15 @@ from vaentropy.linear import LinearVAE
 from vaentropy.passes import Missing
 from vaentropy.vae import VAE
 
-__all__ = ["prune"]
+__all__ = ["check_latents", "prune"]
 
 Prunable = TypeVar("Prunable", bound=VAE | LinearVAE)
 
 
 @torch.no_grad()
-def prune(model: Prunable, latents: Iterable[int], data: Data | None = None, *, missing: Missing = "error") -> Prunable:
+def prune(
+    model: Prunable, latents: Iterable[SupportsIndex], data: Data | None = None, *, missing: Missing = "error"
+) -> Prunable:
     """A copy of the model without the latents that are named; the decoder sees a constant in their place.
 
     Of a collapsed latent, whose q(z_h|x) is the prior and whose z_h the decoder ignores, neither is missed: the ELBO
@@ -47,7 +49,7 @@ def prune(model: Prunable, latents: Iterable[int], data: Data | None = None, *, 
         how = "fold a calibrated model before (vaentropy.calibration.fold)"
         raise UsageError(f"a model of type {type(model).__name__} given, expected a VAE or LinearVAE; {how}")
     (num_latents,) = model.latent_shape
-    removed = _check_latents(latents, num_latents)
+    removed = check_latents(latents, num_latents)
     kept = [h for h in range(num_latents) if h not in removed]
     constant = torch.zeros(num_latents, dtype=torch.float64)
     if data is not None:
@@ -59,7 +61,12 @@ def prune(model: Prunable, latents: Iterable[int], data: Data | None = None, *, 
     return pruned
 
 
-def _check_latents(latents: Any, num_latents: int) -> list[int]:
+def check_latents(latents: Any, num_latents: int) -> list[int]:
+    """The latents to remove, as a list.
+
+    Raises:
+        UsageError: there are no such latents, some are repeated, or none would be left.
+    """
     try:
         chosen = [_index(h) for h in latents]
     except TypeError:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .case import array, command, csv_text, numbers, text, training
+from .case import array, command, csv_text, numbers, several, text, training, with_value
 
 __all__ = ["OPTIONS"]
 
@@ -93,7 +93,24 @@ OPTIONS = [
     command("out-is-below-a-file", "train --out x.csv/a", text(csv_text(), "x.csv"), "x.csv/a", "--out"),
     command("out-is-in-use", "train --out full", text("mine", "full/notes.txt"), "full", "not an empty folder"),
     command("out-overwrites-no-run", "train --out a --overwrite", text("mine", "a/manifest.json"), "not an empty"),
+    command(
+        "select-patience-in-config",
+        "select x.npy --config mine.yaml",
+        several(array(numbers()), text("patience: 3", "mine.yaml")),
+        "patience given",
+        "plateau",
+    ),
+    command("select-missing-file", "select nowhere.npy", None, "nowhere.npy"),
+    command("select-latent-dims", "select x.npy --latent-dims 0,1", array(numbers()), "latent_dims=0", "at least 1"),
+    command("select-too-much-memory", "select x.npy --latent-dims 1,2000000000", array(numbers()), "memory"),
+    command("select-nan", "select x.npy --model linear", array(with_value(float("nan"))), "row 7", "nan"),
+    command("select-num-errors", "select x.npy --num-errors 0", array(numbers()), "num_errors=0"),
     command("unknown-verb", "tarin", None, "tarin"),
     command("no-run", "evaluate", None, "RUN"),
+    command("log-likelihood-0", "evaluate run --log-likelihood 0", None, "log_likelihood=0", "at least 1"),
+    command("log-likelihood-negative", "evaluate run --log-likelihood -5", None, "log_likelihood=-5"),
+    command("log-likelihood-half", "evaluate run --log-likelihood 2.5", None, "--log-likelihood", "2.5"),
+    command("log-likelihood-text", "evaluate run --log-likelihood many", None, "--log-likelihood", "many"),
+    command("log-likelihood-of-no-run", "evaluate nowhere --log-likelihood 5", None, "nowhere", "is no run"),
     command("unknown-shell", "completion tcsh", None, "tcsh", "bash"),
 ]

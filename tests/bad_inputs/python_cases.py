@@ -17,9 +17,9 @@ OTHER: Any = "other"  # of a wrong type, as users without a type checker pass it
 NONE: Any = None
 
 
-def model() -> Any:
+def model(latent_dim: int = 2) -> Any:
     torch.manual_seed(0)
-    return ve.vae1(3, 2, (4,))
+    return ve.vae1(3, latent_dim, (4,))
 
 
 def fitting(name: str, *says: str, data: Any = X, make: Any = None, **options: Any) -> Case:
@@ -205,6 +205,54 @@ EVALUATIONS = [
 ]
 
 
+def diagnosing(name: str, *says: str, data: Any = X, **options: Any) -> Case:
+    """`diagnose` of a model with three features, on twenty points unless told otherwise."""
+    return calling(f"diagnose-{name}", lambda: ve.diagnose(model(), data, progress=False, **options), *says)
+
+
+DIAGNOSES = [
+    calling("diagnose-model", lambda: ve.diagnose(OTHER, X), "str", "from_functions"),
+    diagnosing("shape", "(20, 2)", "(N, 3)", data=X[:, :2]),
+    diagnosing("text", "str", data=OTHER),
+    diagnosing("none", "NoneType", data=NONE),
+    diagnosing("nothing", "no data points", data=X[:0]),
+    diagnosing("nan", "row 4, column 2", data=with_nan()),
+    diagnosing("iterator", "list_iterator", "read once", data=iter([X])),
+    diagnosing("held-out-iterator", "held_out", "read once", held_out=iter([X])),
+    diagnosing("held-out-shape", "(20, 2)", held_out=X[:, :2]),
+    diagnosing("optimizer", "optimizer='other'", optimizer=OTHER),
+    diagnosing("beta-0", "beta=0", "positive", beta=0.0),
+    diagnosing("beta-text", "beta='other'", beta=OTHER),
+    diagnosing("tolerance-negative", "tolerance=-1", tolerance=-1.0),
+    diagnosing("overfitting-nan", "overfitting=nan", overfitting=float("nan")),
+    diagnosing("num-errors-text", "num_errors='other'", num_errors=OTHER),
+    diagnosing("distance-0", "distance=0", distance=0.0),
+    diagnosing("duplicate-text", "duplicate='other'", duplicate=OTHER),
+    diagnosing("collapse-text", "collapse='other'", "paper", collapse=OTHER),
+    diagnosing("collapse-none", "collapse=None", collapse=NONE),
+    diagnosing("expectation", "expectation='other'", expectation=OTHER),
+    diagnosing("num-draws-1", "num_draws=1", num_draws=1),
+    diagnosing("batch-size-0", "batch_size=0", batch_size=0),
+    diagnosing("mode", "mode='other'", mode=OTHER),
+    diagnosing("missing-rule", "missing='other'", missing=OTHER),
+    diagnosing("log-jacobian", "log_jacobian", log_jacobian=OTHER),
+    diagnosing("bind", "bind='other'", bind=OTHER),
+    calling("implied-variance-0", lambda: ve.diagnosis.implied_variance(0.0, data_shape=3), "kl_weight=0"),
+    calling(
+        "implied-variance-mean", lambda: ve.diagnosis.implied_variance(1.0, data_shape=3, kl="mean"), "latent_shape"
+    ),
+    calling("implied-variance-how", lambda: ve.diagnosis.implied_variance(1.0, data_shape=3, kl=OTHER), "kl='other'"),
+    calling("gradient-check-model", lambda: ve.diagnosis.gradient_check(OTHER, X), "trainable"),
+    calling("gradient-check-draws", lambda: ve.diagnosis.gradient_check(model(), X, num_draws=1), "num_draws=1"),
+    calling("gradient-check-betas", lambda: ve.diagnosis.gradient_check(model(), X, betas=[-1.0]), "betas"),
+    calling("prune-run-latents", lambda: ve.runs.prune_run("run", latents=[7]), "[7]", "from 0", make=run),
+    calling("prune-run-text", lambda: ve.runs.prune_run("run", latents=OTHER), "latents=", "from 0", make=run),
+    calling("continue-run-epochs", lambda: ve.runs.continue_run("run", epochs=0), "epochs=0", make=run),
+    calling("continue-run-unknown", lambda: ve.runs.continue_run("run", epoch=3), "'epochs'", make=run),
+    calling("continue-run-networks", lambda: ve.runs.continue_run("run", hidden=(9,)), "hidden=(9,)", make=run),
+]
+
+
 def _calibrate_bernoulli() -> Any:
     prior = torch.distributions.Independent(torch.distributions.Laplace(torch.zeros(2), torch.ones(2)), 1)
     encode = model()
@@ -216,6 +264,152 @@ def _calibrate_bernoulli() -> Any:
         ),
         (X > 0).float(),
     )
+
+
+def selecting(name: str, *says: str, data: Any = X, latent_dims: Any = (1, 2), **options: Any) -> Case:
+    """`select` of twenty points with three features."""
+    return calling(f"select-{name}", lambda: ve.select(data, latent_dims, **options), *says)
+
+
+def with_inf() -> torch.Tensor:
+    x = X.clone()
+    x[13, 1] = torch.inf
+    return x
+
+
+SELECTIONS = [
+    selecting("latent-dims-number", "latent_dims=3", "range(1, 7)", latent_dims=3),
+    selecting("latent-dims-one", "latent_dims=[2]", "two or more", latent_dims=[2]),
+    selecting("latent-dims-twice-the-same", "latent_dims=[2, 2]", "two or more", latent_dims=[2, 2]),
+    selecting("latent-dims-text", "latent_dims='12'", latent_dims="12"),
+    selecting("latent-dims-texts", "latent_dims='a'", "whole number", latent_dims=["a", "b"]),
+    selecting("latent-dims-lists", "latent_dims", latent_dims=[[1], [2]]),
+    selecting("latent-dims-0", "latent_dims=0", "at least 1", latent_dims=(0, 1)),
+    selecting("latent-dims-negative", "latent_dims=-1", "at least 0", latent_dims=(-1, 1), model="linear"),
+    selecting("latent-dims-fraction", "latent_dims=1.5", latent_dims=(1, 1.5)),
+    selecting("latent-dims-bool", "latent_dims=True", latent_dims=(True, 2)),
+    selecting("latent-dims-none", "latent_dims=None", latent_dims=None),
+    selecting("all-impossible", "no upper bound", latent_dims=(3, 4), model="linear"),
+    selecting("model-unknown", "model='vae9'", "vae1", "linear", model="vae9"),
+    selecting("model-number", "int", "lambda h", model=5),
+    selecting("model-none", "NoneType", "lambda h", model=None),
+    selecting("model-vae", "VAE", "lambda h", model=ve.vae1(3, 2, (4,))),
+    selecting("model-makes-linear", "model(1) returned LinearVAE", "VAE", model=lambda h: ve.LinearVAE(3, h)),
+    selecting("model-makes-none", "model(1) returned NoneType", model=lambda h: None),
+    selecting("model-other-latents", "model(2)", "1 latents", model=lambda h: ve.vae1(3, 1, (4,))),
+    selecting("model-other-shape", "model(1)", "(5,)", "(3,)", model=lambda h: ve.vae1(5, h, (4,))),
+    selecting("model-same-twice", "the same model twice", "new VAE", model=[None, *map(model, (1, 2))].__getitem__),
+    selecting("held-out-1", "held_out", "[0, 1)", held_out=1.0),
+    selecting("held-out-negative", "held_out", "-0.5", held_out=-0.5),
+    selecting("held-out-nan", "held_out", "nan", held_out=float("nan")),
+    selecting("held-out-all", "leaves none to train on", data=X[:1]),
+    selecting("held-out-shape", "held_out", "(20, 2)", "(M, 3)", held_out=X[:, :2]),
+    selecting("held-out-text", "str", held_out="x.npy"),
+    selecting("held-out-nan-row", "held_out", "row 4", "column 2", held_out=with_nan()),
+    selecting("data-none", "NoneType", data=None),
+    selecting("data-text", "str given as data", data="x.npy"),
+    selecting("data-vector", "(20,)", "(N, features, ...)", data=X[:, 0]),
+    selecting("data-empty", "(0, 3)", data=X[:0]),
+    selecting("data-nan", "data: row 4", "column 2", "nan", data=with_nan()),
+    selecting("data-inf-linear", "data: row 13", "column 1", "inf", data=with_inf(), model="linear"),
+    selecting("data-nan-linear", "data: row 4", "column 2", data=with_nan(), model="linear"),
+    selecting("data-loader", "DataLoader", data=torch.utils.data.DataLoader(X)),  # type: ignore[arg-type]
+    selecting("data-images-linear", "(16, 3, 2, 2)", "flatten", data=torch.rand(20, 3, 2, 2), model="linear"),
+    selecting("num-seeds-0", "num_seeds=0", num_seeds=0),
+    selecting("num-seeds-linear", "num_seeds", "linear", num_seeds=2, model="linear"),
+    selecting("epochs-linear", "epochs", "linear", epochs=2, model="linear"),
+    selecting("seed-text", "seed='other'", seed="other"),
+    selecting("seed-negative", "seed=-1", seed=-1),
+    selecting("seed-last", "seed=", seed=2**64 - 1),
+    selecting("num-errors-0", "num_errors=0", "positive", num_errors=0),
+    selecting("num-errors-text", "num_errors='other'", num_errors="other"),
+    selecting("expectation", "evaluation_expectation='other'", "MonteCarlo", evaluation_expectation="other"),
+    selecting(
+        "expectation-of-many-latents",
+        "fewer nodes per axis",
+        latent_dims=(1, 12),
+        evaluation_expectation=ve.expectation.GaussHermite(8),
+    ),
+    selecting("unknown-option", "'epoch'", "did you mean 'epochs'", epoch=3),
+    selecting("unknown-option-far", "'colour'", "learning_rate", colour=3),
+    selecting("epochs-0", "epochs=0", epochs=0),
+    selecting("patience", "patience given", "plateau", patience=3),
+    selecting("missing", "missing='drop'", missing="drop"),
+    selecting("learning-rate", "learning_rate=-1", learning_rate=-1.0),
+]
+
+
+def bounding(name: str, *says: str, data: Any = X, **options: Any) -> Case:
+    """`log_likelihood` by two draws, unless told otherwise."""
+    options = {"num_samples": 2, **options}
+    return calling(f"log-likelihood-{name}", lambda: ve.log_likelihood(model(), data, **options), *says)
+
+
+BOUNDS = [
+    calling("log-likelihood-model", lambda: ve.log_likelihood(OTHER, X), "str", "from_functions"),
+    calling("log-likelihood-model-none", lambda: ve.log_likelihood(NONE, X), "NoneType", "from_functions"),
+    bounding("samples-zero", "num_samples=0", "at least 1", num_samples=0),
+    bounding("samples-fraction", "num_samples=2.0", num_samples=2.0),
+    bounding("samples-text", "num_samples='other'", num_samples=OTHER),
+    bounding("samples-none", "num_samples=None", num_samples=None),
+    bounding("samples-bool", "num_samples=True", num_samples=True),
+    bounding("seed", "seed=-1", seed=-1),
+    bounding("seed-text", "seed='other'", seed=OTHER),
+    bounding("exact-text", "exact='other'", "True, False or None", exact=OTHER),
+    bounding("exact-number", "exact=1", "True, False or None", exact=1),
+    bounding("exact-unknown", "exact=True", "log_likelihood(x)", "exact=None", exact=True),
+    bounding("exact-missing", "exact=True", 'missing="ignore"', exact=True, missing="ignore"),
+    bounding("data-text", "str", data="abc"),
+    bounding("data-shape", "(20, 2)", "(N, 3)", data=X[:, :2]),
+    bounding("data-empty", "at least one", data=X[:0]),
+    bounding("data-nan", "row 4", "column 2", data=with_nan()),
+    bounding("all-missing", "every value is missing", data=X * torch.nan, missing="ignore"),
+    bounding("batch-size", "batch_size=0", batch_size=0),
+    bounding("mode", "mode='other'", mode=OTHER),
+    bounding("missing", "missing='drop'", missing="drop"),
+    bounding("bind", "bind='other'", bind=OTHER),
+    bounding("on-batch", "on_batch='other'", on_batch=OTHER),
+    bounding("weights-few", "sample_weight", "19", sample_weight=torch.ones(19)),
+    bounding("log-jacobian", "log_jacobian", log_jacobian=float("nan")),
+]
+
+
+def pruning(name: str, latents: Any, *says: str, **options: Any) -> Case:
+    """`prune` of a model with two latents."""
+    return calling(f"prune-{name}", lambda: ve.prune(model(), latents, **options), *says)
+
+
+PRUNING = [
+    calling("prune-model", lambda: ve.prune(OTHER, [0]), "str", "VAE or LinearVAE"),
+    calling("prune-model-none", lambda: ve.prune(NONE, [0]), "NoneType", "VAE or LinearVAE"),
+    calling("prune-functions", lambda: ve.prune(_functions(), [0]), "expected a VAE or LinearVAE"),
+    calling("prune-calibrated", lambda: ve.prune(ve.calibrate(model(), X), [0]), "Rescaled", "fold"),  # type: ignore[type-var]
+    pruning("mask", [True, False], "latents=[True, False]", "from 0 to 1"),
+    pruning("mask-numpy", np.array([True, False]), "latents", "from 0 to 1"),
+    pruning("mask-torch", torch.tensor([True, False]), "latents", "from 0 to 1"),
+    pruning("fractions", [0.0], "latents=[0.0]", "whole numbers"),
+    pruning("fractions-numpy", np.array([0.0]), "latents", "whole numbers"),
+    pruning("nan", [float("nan")], "latents=[nan]", "whole numbers"),
+    pruning("texts", ["0"], "latents=['0']", "whole numbers"),
+    pruning("text", "0", "latents='0'", "whole numbers"),
+    pruning("nested", [[0]], "latents=[[0]]", "whole numbers"),
+    pruning("number", 1, "latents=1", "whole numbers"),
+    pruning("number-torch", torch.tensor(1), "latents", "whole numbers"),
+    pruning("none", None, "latents=None", "whole numbers"),
+    pruning("negative", [-1], "latents=[-1]", "from 0 to 1"),
+    pruning("beyond", [2], "latents=[2]", "from 0 to 1"),
+    pruning("repeated", [1, 1], "latents=[1, 1]", "different"),
+    pruning("all", [0, 1], "all 2 latents", "at least one"),
+    pruning("data-text", [0], "str given as data", data="x.npy"),
+    pruning("data-shape", [0], "(20, 2)", "(N, 3)", data=X[:, :2]),
+    pruning("data-nan", [0], "row 4", "column 2", data=with_nan()),
+    pruning("missing", [0], "missing='drop'", missing="drop", data=X),
+]
+
+
+def _functions() -> Any:
+    encode = model()
+    return ve.from_functions(encode.posterior, encode.likelihood)
 
 
 LOADS = [
@@ -290,6 +484,8 @@ RUN_FUNCTIONS = [
     calling("settings-list", lambda: ve.runs.RunConfig(hidden=[4]), "hidden", "[4]"),  # type: ignore[arg-type]
     calling("settings-from-number", lambda: ve.runs.RunConfig.from_dict(OTHER), "'other'", "names"),
     calling("train-config", lambda: ve.runs.train(OTHER), "config='other'", "RunConfig"),
+    calling("select-config", lambda: ve.runs.select(OTHER), "config='other'", "RunConfig"),
+    calling("select-run-dims", lambda: ve.runs.select(ve.runs.RunConfig(), OTHER), "latent_dims='other'"),
     calling("train-out", lambda: ve.runs.train(ve.runs.RunConfig(), out=5), "out=5"),  # type: ignore[arg-type]
     calling("encode-out", lambda: ve.runs.encode_run("run", 5), "out=5", make=run),  # type: ignore[arg-type]
     calling("encode-data", lambda: ve.runs.encode_run("run", "z.npy", data=OTHER), "'other'", make=run),
@@ -298,7 +494,15 @@ RUN_FUNCTIONS = [
     calling(
         "evaluate-run-expectation", lambda: ve.runs.evaluate_run("run", expectation=OTHER), "expectation", make=run
     ),
+    calling("prune-run-number", lambda: ve.runs.prune_run("run", latents=5), "latents=5", make=run),  # type: ignore[arg-type]
+    calling("prune-run-all", lambda: ve.runs.prune_run("run", latents=[0, 1]), "all 2 latents", make=run),
+    calling("continue-run-epochs-text", lambda: ve.runs.continue_run("run", epochs="2"), "epochs", "'2'", make=run),
+    calling("continue-run-none", lambda: ve.runs.continue_run(NONE), "run=None"),
+    calling("bound-run-samples", lambda: ve.runs.log_likelihood_run("run", num_samples=0), "num_samples=0", make=run),
+    calling("bound-run-seed", lambda: ve.runs.log_likelihood_run("run", seed=OTHER), "seed='other'", make=run),
+    calling("bound-run-missing", lambda: ve.runs.log_likelihood_run("nowhere"), "nowhere", "is no run"),
+    calling("bound-run-data", lambda: ve.runs.log_likelihood_run("run", data=OTHER), "'other'", make=run),
     calling("calibrate-run-expectation", lambda: ve.runs.calibrate_run("run", expectation=OTHER), "expectat", make=run),
 ]
 
-PYTHON = [*MODELS, *FITS, *EVALUATIONS, *LOADS, *RUN_FUNCTIONS]
+PYTHON = [*MODELS, *FITS, *EVALUATIONS, *BOUNDS, *PRUNING, *SELECTIONS, *DIAGNOSES, *LOADS, *RUN_FUNCTIONS]

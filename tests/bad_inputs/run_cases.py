@@ -80,6 +80,21 @@ def tensors(
     return several(base, make)
 
 
+def continued() -> None:
+    """An unfinished run that a kill left before its first checkpoint, with weights to begin with."""
+    unfinished()
+    shutil.rmtree("run/checkpoints")
+    Path("run/history.jsonl").unlink()
+    shutil.copy(Path(os.environ["BAD_INPUTS"]) / "run/model.safetensors", "run/initial.safetensors")
+    path = Path("run/manifest.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "continued_from": "other"}))
+
+
+def initial(name: str, change: Callable[[], Any], *says: str) -> Case:
+    """The weights that a run is to begin with spoiled."""
+    return command(name, "train --resume run", several(continued, change), "run", "initial.safetensors", *says)
+
+
 def state(change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> Callable[[], None]:
     """The only checkpoint of an unfinished run changed."""
     return tensors("checkpoints/step-000000001.safetensors", change, unfinished)
@@ -234,6 +249,18 @@ MANIFESTS = [
         "data-changed-resume", "train --resume run", several(unfinished, array(numbers() + 1)), "the data have changed"
     ),
     command("data-changed-calibrate", "calibrate run", several(run, array(numbers() + 1)), "the data have changed"),
+    command("data-changed-diagnose", "diagnose run", several(run, array(numbers() + 1)), "the data have changed"),
+    command("data-changed-prune", "prune run", several(run, array(numbers() + 1)), "the data have changed"),
+    command("data-changed-continue", "continue run", several(run, array(numbers() + 1)), "the data have changed"),
+    command(
+        "data-gone-diagnose", "diagnose run", several(run, lambda: Path("x.npy").unlink()), "x.npy", "no such file"
+    ),
+    command("diagnose-missing", "diagnose run", None, "run", "is no run"),
+    command("diagnose-unfinished", "diagnose run", unfinished, "run", "model.safetensors"),
+    command("diagnose-other-shape", "diagnose run --data digits", run, "(64,)", "(3,)"),
+    command("prune-unfinished", "prune run", unfinished, "run", "model.safetensors"),
+    command("continue-unfinished", "continue run", unfinished, "run", "model.safetensors"),
+    command("continue-config-other", "continue run", settings(latent_dim=5), "model.safetensors", "size mismatch"),
     command("data-gone", "evaluate run", several(run, lambda: Path("x.npy").unlink()), "x.npy", "no such file"),
     command("data-other-shape", "encode run digits --out z.npy", run, "(64,)", "(3,)"),
     command("config-other", "evaluate run", settings(latent_dim=5), "model.safetensors", "size mismatch"),
@@ -380,6 +407,15 @@ STATES = [
     ),
 ]
 
+INITIAL = [
+    command("initial-works", "train --resume run", continued, works=True, changes=["run/"]),
+    initial("initial-gone", lambda: Path("run/initial.safetensors").unlink(), "put the file of the run back"),
+    initial("initial-cut", cut("run/initial.safetensors"), "safetensors file"),
+    initial("initial-pickle", text(malicious_pickle(), "run/initial.safetensors"), "safetensors file"),
+    initial("initial-of-another-model", tensors("initial.safetensors", wide, lambda: None), "size mismatch"),
+    initial("initial-nan", tensors("initial.safetensors", not_finite, lambda: None), "finite"),
+]
+
 LINKS = [
     *(
         command(f"link-{name}", "train --resume run", link(name, unfinished), f"run/{name}", "leads out")
@@ -391,6 +427,7 @@ LINKS = [
             "checkpoints",
             "evaluation.json",
             "model.safetensors",
+            "initial.safetensors",
             ".lock",
             "checkpoints/step-000000001.safetensors",
         )
@@ -452,6 +489,30 @@ OUTPUTS = [
     ),
     command("out-calibrate-exists", "calibrate run --out run", run, "another one"),
     command("out-calibrate-itself", "calibrate run --out run --overwrite", run, "another one"),
+    command("out-prune-itself", "prune run --out run --overwrite", run, "another one"),
+    command("out-continue-itself", "continue run --out run --overwrite", run, "another one"),
+    command("out-continue-exists", "continue run --out x.npy", run, "x.npy", "not a folder"),
+    command("calibrate-fixed-variance", "calibrate run", settings(model="vae0"), "run", "continue run --model vae1"),
+    command("prune-run-missing", "prune run", None, "run", "is no run"),
+    command("prune-all-latents", "prune run --latents 0,1", run, "all 2 latents", "at least one"),
+    command("prune-negative-latent", "prune run --latents=-1", run, "(-1,)", "from 0 to 1"),
+    command("prune-samples", "prune run --num-samples 0", run, "num_samples=0"),
+    command("continue-missing", "continue run", None, "run", "is no run"),
+    command("continue-out-exists", "continue run --out other", several(run, text("mine", "other/a")), "other", "empty"),
+    command("continue-latent-dim", "continue run --latent-dim 5", run, "latent_dim=5", "networks"),
+    command("continue-seed", "continue run --seed 5", run, "seed=5", "data"),
+    command("continue-variances", "continue run --variances free", run, "variances='free'"),
+    command("prune-latents", "prune run --latents 9", run, "(9,)", "from 0 to 1"),
+    command("prune-latents-text", "prune run --latents one", run, "one", "whole numbers"),
+    command("prune-latents-repeated", "prune run --latents 0,0", run, "(0, 0)", "different"),
+    command("prune-collapse", "prune run --collapse some", run, "collapse='some'", "paper"),
+    command("diagnose-collapse", "diagnose run --collapse -1", run, "collapse=-1"),
+    command("diagnose-tolerance", "diagnose run --tolerance -1", run, "tolerance=-1"),
+    command("diagnose-seed", "diagnose run --seed -1", run, "seed=-1"),
+    command("continue-hidden", "continue run --hidden 7", run, "hidden=(7,)", "networks"),
+    command("continue-data", "continue run --scale standard", run, "scale='standard'", "data"),
+    command("continue-model", "continue run --model vae3", run, "model='vae3'"),
+    command("continue-epochs", "continue run --epochs 0", run, "epochs=0"),
     command("samples-0", "sample run --out s.npy --num-samples 0", run, "num_samples=0", "at least 1"),
     command("samples-huge", "sample run --out s.npy --num-samples 2000000000", run, "memory"),
     command("samples-beyond-int64", "sample run --out s.npy --num-samples 99999999999999999999", run, "num_samples"),
@@ -489,6 +550,8 @@ CONFINED = [
     no_space("parquet", "sample run --out z.parquet --num-samples 1000", "z.parquet"),
     no_space("encode", "encode run --out z.csv", "z.csv"),
     no_space("calibrate", "calibrate run --out copy", "copy/"),
+    no_space("prune", "prune run --latents 0 --out copy", "copy/"),
+    no_space("continue", "continue run --epochs 1 --out copy", "copy/"),
     command("full-stdout-encode", "encode run --out -", run, "output", "No space left", confined="full stdout"),
     command("full-stdout-info", "info run --json", run, "output", "No space left", confined="full stdout"),
     command("read-only-out", "encode run --out z.npy", run, "z.npy", "Permission denied", confined="nobody"),
@@ -500,6 +563,9 @@ CONFINED = [
     command("read-only-default", "train pca --epochs 1", None, "runs", "Permission denied", confined="nobody"),
     command("read-only-resume", "train --resume run", unfinished, "run", "Permission denied", confined="nobody"),
     command("read-only-calibrate", "calibrate run", run, "runs", "Permission denied", confined="nobody"),
+    command("read-only-prune", "prune run --latents 0", run, "runs", "Permission denied", confined="nobody"),
+    command("read-only-continue", "continue run --epochs 1", run, "runs", "Permission denied", confined="nobody"),
+    command("read-only-diagnose-works", "diagnose run", run, works=True, confined="nobody"),
     command("read-only-works", "evaluate run", run, works=True, confined="nobody"),
     command(
         "unreadable-data",
@@ -538,4 +604,4 @@ CONFINED = [
     ),
 ]
 
-RUNS = [*WEIGHTS, *MANIFESTS, *STATES, *LINKS, *OUTPUTS, *CONFINED]
+RUNS = [*WEIGHTS, *MANIFESTS, *STATES, *INITIAL, *LINKS, *OUTPUTS, *CONFINED]

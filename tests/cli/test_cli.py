@@ -44,10 +44,54 @@ def test_train_prints_the_ledger_and_evaluate_the_same(capfd):
     assert set(parts) == {"run", "train", "held_out"} and len(parts["train"]["decoder_residuals"]) == 10
 
 
+def test_evaluate_bounds_the_log_likelihood(capfd):
+    np.save("mine.npy", np.random.default_rng(0).normal(size=(100, 3)))
+    assert main(["train", "mine.npy", *QUICK, "--held-out", "0.2", "--out", "one"]) == 0
+    capfd.readouterr()
+    assert main(["evaluate", "one", "--log-likelihood", "9"]) == 0
+    out, err = capfd.readouterr()
+    names = ["[train]", "= ELBO", "= log-likelihood, at least", "[held_out]", "= ELBO", "= log-likelihood, at least"]
+    lines = iter(out.splitlines())
+    # Each under its own ledger.
+    assert all(any(line.startswith(name) for line in lines) for name in names), out
+    assert err == "" and out.count("9 draws of z each") == 2
+    assert main(["evaluate", "one", "--log-likelihood", "9", "--json"]) == 0
+    parts = json.loads(capfd.readouterr().out)
+    for name in ("train", "held_out"):
+        bound = parts[name]["log_likelihood"]
+        assert (bound["num_samples"], bound["num_points"]) == (9, parts[name]["num_points"])
+        assert bound["value"] == pytest.approx(bound["elbo"] + bound["tightness"]) and not bound["exact"]
+    assert main(["evaluate", "one", "--json"]) == 0
+    assert "log_likelihood" not in json.loads(capfd.readouterr().out)["train"]
+
+
 def test_a_users_own_file(capfd):
     np.save("mine.npy", np.random.default_rng(0).normal(size=(100, 3)))
     assert main(["train", "mine.npy", *QUICK, "--batch-size", "16"]) == 0
     assert Path("runs/mine-vae1").is_dir()
+
+
+def test_select_prints_table_and_verdict_and_leaves_nothing(capfd):
+    assert main(["select", "pca", "--model", "linear", "--latent-dims", "0,1,2,3"]) == 0
+    out, err = capfd.readouterr()
+    assert out.splitlines()[0].startswith("linear on pca (x = W z + b") and err == ""
+    assert out.splitlines()[-1].startswith("2 latents are supported: 1 would cost 4.9")
+    assert list(Path().iterdir()) == []
+
+
+def test_select_trains_with_the_settings_of_train(capfd):
+    Path("mine.yaml").write_text("data: pca\nhidden: [8]\nepochs: 1\nmodel: vae2\nseed: 3\nlatent_dim: 7\n")
+    options = ["--latent-dims", "1,2", "--num-seeds", "1", "--config", "mine.yaml", "--json"]
+    assert main(["select", *options]) == 0
+    out, err = capfd.readouterr()
+    result = json.loads(out)
+    assert err == "" and result["model"] == "vae2" and result["supported"] in (1, 2)
+    assert [c["seed"] for c in result["candidates"]] == [3, 3]
+    assert main(["select", *options, "--model", "vae1", "--num-errors", "5"]) == 0
+    other = json.loads(capfd.readouterr().out)
+    assert other["model"] == "vae1" and other["num_errors"] == 5
+    assert main(["select", *options, "--model", "linear"]) == 2
+    assert "num_seeds given with model" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -70,6 +114,13 @@ def test_a_users_own_file(capfd):
         (["evaluate", "nowhere"], "is no run: it has no config.yaml"),
         (["evaluate"], "RUN"),
         (["evaluate", "nowhere", "--num-samples", "0"], "num_samples=0"),
+        (["select", "pca", "--latent-dims", "3"], "latent_dims=(3,)"),
+        (["select", "pca", "--latent-dims", "1,b"], "expected whole numbers with commas"),
+        (["select", "pca", "--latent-dim", "3"], "--latent-dims"),
+        (["select", "pca", "--model", "vae9"], "vae0, vae1, vae2, vae3"),
+        (["select", "digit"], "did you mean"),
+        (["evaluate", "nowhere", "--log-likelihood", "0"], "log_likelihood=0"),
+        (["evaluate", "nowhere", "--log-likelihood", "many"], "--log-likelihood"),
         (["tarin"], "tarin"),
     ],
 )
@@ -91,7 +142,7 @@ def test_help_does_not_wait_for_torch():
     code = (
         "import sys\n"
         "from vaentropy.cli import main\n"
-        "for verb in ([], ['train'], ['evaluate'], ['verify']):\n"
+        "for verb in ([], ['train'], ['evaluate'], ['prune'], ['continue'], ['select'], ['verify']):\n"
         "    assert main([*verb, '--help']) == 0\n"
         "assert main(['--version']) == 0\n"
         "heavy = {'torch', 'numpy', 'yaml', 'rich', 'scipy'} & set(sys.modules)\n"
@@ -100,6 +151,14 @@ def test_help_does_not_wait_for_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "train" in done.stdout
+
+
+def test_help_of_continue_names_what_can_be_changed(capfd):
+    assert main(["continue", "--help"]) == 0
+    out = capfd.readouterr().out
+    assert all(option in out for option in ("--epochs", "--model", "--variances", "--data-folder"))
+    # Fixed settings are refused with a reason, and defaults are those of the run.
+    assert not any(text in out for text in ("--hidden", "--latent-dim", "--seed", "[default"))
 
 
 def test_the_module_runs_too():
@@ -132,6 +191,7 @@ def test_verify(capfd):
     [
         ("vaentropy enc", {"plain,encode"}),
         ("vaentropy train --model va", {f"plain,vae{number}" for number in range(4)}),
+        ("vaentropy select --model li", {"plain,linear"}),
         ("vaentropy info ru", {"file,ru"}),
         ("vaentropy train --conf", {"plain,--config"}),
     ],

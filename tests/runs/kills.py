@@ -1,6 +1,7 @@
-"""Kills a training run with SIGKILL at random instants, resumes it each time, and compares how it ends.
+"""Kills a training run with SIGKILL at each of its first writes and at random instants, resumes it each time, and
+compares how it ends.
 
-    python tests/runs/kills.py --kills 100
+    python tests/runs/kills.py --kills 100 [--continued]
 
 prints one JSON object: kills made, what the runs were doing then, and whether they ended as one that was left alone.
 Every attempt is a process of its own, forked from this one, which has imported everything but computed nothing.
@@ -21,19 +22,40 @@ import numpy as np
 import torch._dynamo  # noqa: F401  # which the optimiser imports: once, before the forks
 from safetensors.torch import load_file
 
-from vaentropy import runs  # noqa: F401  # likewise
+from vaentropy import (
+    files,
+    runs,  # noqa: F401  # likewise
+)
 from vaentropy.cli import main as command
 from vaentropy.files import ASIDE, read_tensors
+from vaentropy.training import checkpoint
 
 EPOCHS = 40
 SETTINGS = ["--epochs", str(EPOCHS), "--batch-size", "100", "--hidden", "8", "--latent-dim", "2", "--checkpoint-every"]
 LONGEST = 0.7  # seconds that an attempt lives at most
+FIRST_WRITES = 12  # up to the first checkpoint, two for each file: before it has its name, and after
 
 
-def attempt(arguments: list[str], seconds: float | None) -> bool:
-    """Run the command in a process of its own; kill it after so long. True where it was killed."""
+def dies_at_write(number: int) -> None:
+    """Have this process killed when it waits for the disk for the so-manieth time."""
+    real, count = files.flush_to_disk, 0
+
+    def flush(path: Path) -> None:
+        nonlocal count
+        count += 1
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(path)
+
+    files.flush_to_disk = checkpoint.flush_to_disk = flush
+
+
+def attempt(arguments: list[str], seconds: float | None = None, write: int | None = None) -> bool:
+    """Run the command in a process of its own; kill it after so long, or at a write. True where it was killed."""
     child = os.fork()
     if child == 0:
+        if write is not None:
+            dies_at_write(write)
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
@@ -42,6 +64,8 @@ def attempt(arguments: list[str], seconds: float | None) -> bool:
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
+            if write is not None and os.WIFSIGNALED(status):
+                return True
             assert os.waitstatus_to_exitcode(status) == 0, f"{arguments} ended with {status}"
             return False
         if end is not None and time.monotonic() >= end:
@@ -73,32 +97,54 @@ def ending(run: Path) -> tuple[dict, list]:
     return load_file(run / "model.safetensors"), [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
-def main(kills: int, every: str, seed: int) -> dict:
+def main(kills: int, every: str, seed: int, continued: bool) -> dict:
     chance, made, when, endings = random.Random(seed), 0, Counter(), 0
+    first: Counter[str] = Counter()
+
+    def go_on(run: Path) -> list[str]:
+        return ["train", "--resume", str(run)] if (run / "config.yaml").exists() else [*start, "--out", str(run)]
+
+    def check_ending(run: Path) -> None:
+        final, final_rows = ending(run)
+        assert final.keys() == weights.keys() and all((final[name] == weights[name]).all() for name in weights)
+        assert final_rows == rows, "history differs"
+
     with tempfile.TemporaryDirectory() as folder:
         data, whole = Path(folder) / "data.npy", Path(folder) / "whole"
         np.save(data, np.random.default_rng(0).normal(size=(500, 10)))
-        settings = [str(data), *SETTINGS, every]
-        attempt(["train", *settings, "--out", str(whole)], None)
+        start = ["train", str(data), *SETTINGS, every]
+        if continued:
+            # Of a model whose σ² is fixed: the weights to begin with are made, not copied.
+            attempt([*start, "--model", "vae0", "--out", str(Path(folder) / "first")])
+            start = ["continue", str(Path(folder) / "first"), "--model", "vae1"]
+        attempt([*start, "--out", str(whole)])
         weights, rows = ending(whole)
         assert len(rows) == EPOCHS
+        for write in range(1, FIRST_WRITES + 1):
+            run = Path(folder) / f"write-{write}"
+            assert attempt(go_on(run), write=write)
+            first[check_files(run)] += 1
+            attempt(go_on(run))
+            check_ending(run)
         while made < kills:
             run = Path(folder) / f"run-{endings}"
             killed = True
             while killed:
-                known = (run / "config.yaml").exists()
-                arguments = ["--resume", str(run)] if known else [*settings, "--out", str(run)]
-                killed = attempt(["train", *arguments], chance.uniform(0, LONGEST) if made < kills else None)
+                killed = attempt(go_on(run), chance.uniform(0, LONGEST) if made < kills else None)
                 if killed:
                     made += 1
                     when[check_files(run)] += 1
                 if made % 10 == 0 and killed:
                     print(f"{made} kills", file=sys.stderr)
-            final, final_rows = ending(run)
-            assert final.keys() == weights.keys() and all((final[name] == weights[name]).all() for name in weights)
-            assert final_rows == rows, "history differs"
+            check_ending(run)
             endings += 1
-    return {"kills": made, "when": dict(when), "runs_finished": endings, "identical": True}
+    return {
+        "kills": made,
+        "at_first_writes": dict(first),
+        "when": dict(when),
+        "runs_finished": endings,
+        "identical": True,
+    }
 
 
 if __name__ == "__main__":
@@ -106,4 +152,5 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--every", default="1", help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--continued", action="store_true", help="kill runs that go on from another's weights")
     print(json.dumps(main(**vars(parser.parse_args()))))

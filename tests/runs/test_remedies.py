@@ -4,16 +4,20 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from vaentropy import files
 from vaentropy.cli import main
 from vaentropy.errors import DataError, UsageError
+from vaentropy.evaluation import evaluate
+from vaentropy.expectation import GaussHermite, MonteCarlo
 from vaentropy.files import read_tensors
 from vaentropy.runs import (
     RunConfig,
     RunFolder,
+    calibrate_run,
     continue_run,
     describe_run,
     encode_run,
@@ -21,8 +25,10 @@ from vaentropy.runs import (
     load,
     prune_run,
     resume,
+    sample_run,
     train,
 )
+from vaentropy.runs.build import build_model
 
 CONFIG = RunConfig(data="pca", held_out=0.9, model="vae1", latent_dim=3, hidden=(8, 6), epochs=3, seed=4)
 
@@ -67,10 +73,30 @@ def test_prune_removes_what_has_collapsed(idle, tmp_path):
     assert evaluate_run(done.folder)["train"].elbo == pytest.approx(done.after.elbo)
     assert encode_run(done.folder, tmp_path / "z.npy") > 0
     assert describe_run(done.folder)["made_from"] == {"pruned_from": str(idle)}
+    assert describe_run(done.folder)["manifest"]["num_parameters"] == sum(
+        p.numel() for p in load(done.folder).parameters()
+    )
     further = continue_run(done.folder, out=tmp_path / "further", epochs=1, progress=False)
     assert further.model.latent_shape == (2,)
-    with pytest.raises(UsageError, match="has no checkpoints"):
+    assert sample_run(done.folder, tmp_path / "x.npy", 5) == 5
+    calibrated, old, new = calibrate_run(done.folder, out=tmp_path / "calibrated")
+    assert load(calibrated).latent_shape == (2,) and new.elbo > old.elbo - 5 * old.mc_stderr.elbo
+    with pytest.raises(UsageError, match=r"has no checkpoints.*; train it further with: vaentropy continue "):
         resume(done.folder)
+
+
+@pytest.mark.slow
+def test_the_change_by_pruning_has_the_error_that_draws_show(run, tmp_path):
+    changes = []
+    for seed in range(60):
+        draws = MonteCarlo(2, seed)
+        done = prune_run(run.folder, latents=[2], out=tmp_path / "copy", overwrite=True, expectation=draws)
+        changes.append(done.change)
+    # 60 changes tell their spread to 9 %; the error of one of the two ELBOs alone would be about 0.7 of it.
+    assert done.change_error == pytest.approx(np.std(changes, ddof=1), rel=0.22)
+    assert done.change == done.after.elbo - done.before.elbo
+    single = prune_run(run.folder, latents=[2], out=tmp_path / "copy", overwrite=True, expectation=MonteCarlo(1))
+    assert single.change_error is None
 
 
 def test_prune_with_nothing_to_do_makes_nothing(run, tmp_path, monkeypatch, capfd):
@@ -79,7 +105,19 @@ def test_prune_with_nothing_to_do_makes_nothing(run, tmp_path, monkeypatch, capf
     assert capfd.readouterr().out == "no latent has collapsed: nothing to remove\n"
     assert list(tmp_path.iterdir()) == []
     assert main(["prune", str(run.folder), "--latents", "0,2", "--out", "copy", "--json"]) == 0
-    assert json.loads(capfd.readouterr().out)["removed"] == [0, 2]
+    result = json.loads(capfd.readouterr().out)
+    assert result["removed"] == [0, 2] and result["change_error"] > 0
+    assert result["change"] == pytest.approx(result["after"]["elbo"] - result["before"]["elbo"])
+
+
+def test_the_verb_prune_says_what_it_cost(idle, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main(["prune", str(idle)]) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith("removed latents 1, 2 are left\nELBO ") and " ± " in out and out.count("\n") == 2
+    assert err == "\nRun in runs/idle-pruned\n"
+    assert main(["prune", str(idle), "--overwrite", "--out", "runs/idle-pruned", "--num-samples", "1"]) == 0
+    assert " ± " not in capfd.readouterr().out
 
 
 def test_prune_refuses(run, tmp_path):
@@ -135,6 +173,42 @@ def test_a_fixed_variance_becomes_a_learned_one(fixed, tmp_path):
     assert continue_run(fixed.folder, out=tmp_path / "same", epochs=1, progress=False).config.model == "vae0"
 
 
+def test_learned_prior_variances_go_into_the_networks(tmp_path):
+    run = train(replace(CONFIG, model="vae2", dtype="float64"), out=tmp_path / "run", progress=False)
+    further = continue_run(run.folder, out=tmp_path / "further", model="vae1", epochs=1, progress=False)
+    initial = build_model(further.config, (10,))
+    initial.load_state_dict(read_tensors(further.folder / "initial.safetensors")[0])
+    before, after = (evaluate(model, run.data.train, expectation=GaussHermite(3)) for model in (run.model, initial))
+    assert after.elbo == pytest.approx(before.elbo, rel=1e-10)
+    with pytest.raises(UsageError, match="expected vae1: its weights fit no other"):
+        continue_run(further.folder, model="vae2")
+
+
+def test_data_that_have_moved_are_known_to_the_new_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    np.save("x.npy", np.random.default_rng(0).normal(size=(60, 3)))
+    train(RunConfig(data="x.npy", epochs=1, hidden=(4,)), out="run", progress=False)
+    (tmp_path / "x.npy").rename(tmp_path / "there" / "x.npy")
+    with pytest.raises(DataError, match=r"x\.npy: no such file"):
+        continue_run("run", out="further", epochs=1, progress=False)
+    continue_run("run", data_folder="there", out="further", epochs=1, progress=False)
+    monkeypatch.chdir("/")
+    assert evaluate_run(tmp_path / "further")["train"].num_points == 54
+    assert resume(tmp_path / "further", progress=False).config.data == str(tmp_path / "there" / "x.npy")
+
+
+def test_runs_on_data_with_missing_values_have_remedies_too(tmp_path):
+    x = np.random.default_rng(0).normal(size=(200, 3))
+    x[np.random.default_rng(1).random(x.shape) < 0.2] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    config = RunConfig(data=str(tmp_path / "x.npy"), missing="ignore", model="vae0", stream=True, epochs=2, hidden=(8,))
+    run = train(config, out=tmp_path / "run", progress=False)
+    further = continue_run(run.folder, model="vae1", epochs=1, out=tmp_path / "further", progress=False)
+    assert further.history.train.elbo > run.history.train.elbo
+    assert prune_run(further.folder, latents=[0], out=tmp_path / "pruned").after.latent_shape == (1,)
+
+
 def test_continue_refuses_what_does_not_fit(run, tmp_path):
     for settings, word in (
         ({"latent_dim": 5}, "latent_dim=5 given, but a run goes on with its own data and networks"),
@@ -151,11 +225,23 @@ def test_continue_refuses_what_does_not_fit(run, tmp_path):
     assert not (tmp_path / "further").exists()
 
 
+def test_weights_to_begin_with_that_are_gone_are_missed(run, tmp_path):
+    further = continue_run(run.folder, out=tmp_path / "further", epochs=1, progress=False)
+    (further.folder / "initial.safetensors").unlink()
+    # With a checkpoint they are not needed.
+    assert equal(resume(further.folder, progress=False).model.state_dict(), further.model.state_dict())
+    assert describe_run(further.folder)["made_from"] == {"continued_from": str(run.folder)}
+    shutil.rmtree(further.folder / "checkpoints")
+    (further.folder / "model.safetensors").unlink()
+    with pytest.raises(DataError, match=r"has no initial\.safetensors, the weights that its training began with"):
+        resume(further.folder, progress=False)
+
+
 def test_an_initial_file_that_does_not_fit_is_told(run, tmp_path):
     further = continue_run(run.folder, out=tmp_path / "further", epochs=1, progress=False)
     folder = RunFolder(further.folder)
     files.write_tensors(folder.file("initial.safetensors"), {"weight": torch.zeros(1)})
-    with pytest.raises(DataError, match=r"initial\.safetensors does not fit"):
+    with pytest.raises(DataError, match=r"initial\.safetensors cannot be loaded"):
         resume(further.folder, progress=False)
 
 

@@ -15,6 +15,7 @@ import yaml
 from vaentropy.errors import DataError, TrainingError, UsageError
 from vaentropy.evaluation import evaluate
 from vaentropy.files import to_json
+from vaentropy.importance import log_likelihood
 from vaentropy.runs import (
     RunConfig,
     RunFolder,
@@ -23,14 +24,16 @@ from vaentropy.runs import (
     encode_run,
     evaluate_run,
     load,
+    log_likelihood_run,
     reconstruct_run,
     resume,
     room,
     sample_run,
+    select,
     train,
 )
-from vaentropy.runs.build import load_own
-from vaentropy.training import Checkpoints
+from vaentropy.runs.build import build_model, load_own
+from vaentropy.training import Checkpoints, fit
 
 CONFIG = RunConfig(data="pca", held_out=0.98, model="vae2", latent_dim=3, hidden=(8, 6), epochs=3, seed=4)
 
@@ -78,6 +81,24 @@ def test_evaluate_run_repeats_the_evaluation_of_training(run):
     assert parts["held_out"].elbo == run.history.held_out.elbo
     stored = json.loads((run.folder / "evaluation.json").read_text())
     assert stored["train"]["elbo"] == parts["train"].elbo
+
+
+def test_log_likelihood_run_is_that_of_the_model_on_the_data_it_had(run):
+    seen, own = [], load_own(run.config)
+    parts = log_likelihood_run(run.folder, num_samples=5, seed=2, on_batch=seen.append)
+    jacobian = RunFolder(run.folder).scaling().log_jacobian
+    for name, x in (("train", own.train), ("held_out", own.held_out)):
+        expected = log_likelihood(run.model, x, num_samples=5, seed=2, log_jacobian=jacobian)
+        assert parts[name].value == expected.value and parts[name].data_value == expected.data_value
+        assert parts[name].num_points == len(x)
+    assert sum(seen) == len(own.train) + len(own.held_out)
+    # The ELBO of the same data, by other draws of z.
+    elbo = run.history.train.elbo
+    assert parts["train"].elbo == pytest.approx(elbo, abs=6 * parts["train"].moments["elbo"].mc_stderr.item())
+    other = log_likelihood_run(run.folder, num_samples=1, data="pca-ring")
+    assert set(other) == {"data"} and other["data"].num_points == 20_000
+    with pytest.raises(UsageError, match="num_samples=0"):
+        log_likelihood_run(run.folder, num_samples=0)
 
 
 def test_other_data_are_one_part(run):
@@ -265,7 +286,10 @@ def test_only_a_run_is_overwritten_and_only_its_files_go(copy_of_run, tmp_path):
 def test_what_a_run_leaves_that_was_killed_at_once_is_no_obstacle(tmp_path):
     (tmp_path / ".lock").write_text("")
     (tmp_path / "config.yaml.partial").write_text("da")
+    (tmp_path / "initial.safetensors").write_text("weights of a run without settings")
     assert train(replace(CONFIG, epochs=1), out=tmp_path).folder == tmp_path
+    # No other run begins with them, when it is resumed.
+    assert not (tmp_path / "initial.safetensors").exists()
 
 
 def test_a_second_process_is_kept_out(run):
@@ -375,7 +399,7 @@ def test_calibrate_leaves_a_run_with_optimal_variances(tmp_path):
 
 def test_a_fixed_variance_cannot_be_calibrated(tmp_path):
     run = train(replace(CONFIG, model="vae0", epochs=1), out=tmp_path / "run")
-    with pytest.raises(UsageError, match=r"σ² is fixed at 1\.0"):
+    with pytest.raises(UsageError, match=r"whose σ² is fixed .*; learn it with: vaentropy continue .* --model vae1"):
         calibrate_run(run.folder, out=tmp_path / "calibrated")
     assert not (tmp_path / "calibrated").exists()
 
@@ -420,10 +444,56 @@ def test_a_run_that_is_to_be_overwritten_is_there_until_the_new_one_has_begun(co
     assert not (copy_of_run / ".replaced").exists()
 
 
+@pytest.mark.parametrize("then", ["resumed", "overwritten, in vain"])
+def test_a_run_that_was_half_set_aside_is_whole_again(copy_of_run, monkeypatch, then):
+    from pathlib import Path
+
+    before, real, moves = contents(copy_of_run), Path.replace, 0
+
+    def cut(path, target):
+        nonlocal moves
+        moves += Path(target).parent.name == ".replaced"
+        if moves == 4:
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train(CONFIG, out=copy_of_run, overwrite=True)
+    assert len(list((copy_of_run / ".replaced").iterdir())) == 3 and (copy_of_run / "config.yaml").exists()
+    if then == "resumed":
+        assert (
+            resume(copy_of_run).history.train.elbo
+            == json.loads(before[copy_of_run / "evaluation.json"])["train"]["elbo"]
+        )
+        untimed = ("manifest.json", "evaluation.json")
+        assert [path for path in before if path.read_bytes() != before[path] and path.name not in untimed] == []
+    else:
+        with pytest.raises(TrainingError):
+            train(replace(CONFIG, learning_rate=1e9, schedule="constant", epochs=30), out=copy_of_run, overwrite=True)
+        assert contents(copy_of_run) == before
+    assert not (copy_of_run / ".replaced").exists()
+
+
+def test_a_run_that_was_half_removed_does_not_come_back(copy_of_run):
+    shutil.copytree(copy_of_run, copy_of_run / ".replaced")
+    before = contents(copy_of_run)
+    for name in ("checkpoints", "model.safetensors"):
+        path = copy_of_run / ".replaced" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    resume(copy_of_run)
+    assert not (copy_of_run / ".replaced").exists()
+    weights = copy_of_run / "model.safetensors"
+    assert weights.read_bytes() == before[weights]
+
+
 def test_what_has_nothing_to_resume_is_left_as_it_is(run, tmp_path):
     folder, _, _ = calibrate_run(run.folder, out=tmp_path / "calibrated")
     before = contents(folder)
-    with pytest.raises(UsageError, match="is finished and has no checkpoints"):
+    with pytest.raises(
+        UsageError, match=r"is finished and has no checkpoints.*; train it further with: vaentropy continue "
+    ):
         resume(folder)
     assert contents(folder) == before
 
@@ -553,3 +623,21 @@ def test_a_run_set_aside_by_a_process_that_was_killed_is_not_lost(copy_of_run):
     with pytest.raises(UsageError), room.filled(copy_of_run, "", overwrite=True):
         raise UsageError("the new run comes to nothing")
     assert {path.name: path.read_bytes() for path in copy_of_run.iterdir() if path.suffix} == before
+
+
+def test_select_compares_what_train_would_train():
+    config = replace(CONFIG, epochs=1)
+    selection = select(config, (3, 1), num_seeds=1)
+    data = load_own(config)
+    assert (selection.num_train, selection.num_held_out) == (len(data.train), len(data.held_out))
+    assert selection.model == "vae2" and selection.data == f"pca ({data.description})"
+    for latent_dim in (1, 3):
+        (trained := build_model(replace(config, latent_dim=latent_dim), data.data_shape)).train()
+        settings = config.settings()
+        fit(trained, data.train, progress=False, **settings)
+        for name, tensor in trained.state_dict().items():
+            assert torch.equal(tensor, selection.models[latent_dim].state_dict()[name]), name
+    # Each training begins with other weights.
+    two = select(config, (1, 2), num_seeds=2)
+    assert two[1].spread is not None and two[1].spread > 0
+    assert select(config, (0, 1, 2, 3), linear=True).supported == 2

@@ -6,6 +6,7 @@ import click
 
 from vaentropy import __version__
 from vaentropy.cli import options
+from vaentropy.config import FAMILIES
 
 __all__ = ["vaentropy"]
 
@@ -81,22 +82,40 @@ def _show(run: Any, as_json: bool) -> None:
 @click.option("--data", type=options.PATH, help="Evaluate this data set, file or folder instead of the run's own data.")
 @options.data_folder
 @click.option("--num-samples", type=int, default=16, show_default=True, help="Draws of z per point.")
+@click.option(
+    "--log-likelihood", "importance_samples", metavar="K", type=int, help="Also bound log p(x) by K draws per point."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
 @options.device
 @options.as_json
-def evaluate(run: str, num_samples: int, seed: int, as_json: bool, **given: Any) -> None:
+def evaluate(
+    run: str, num_samples: int, importance_samples: int | None, seed: int, as_json: bool, **given: Any
+) -> None:
     """Print the ledgers of the model in folder RUN, on the data it was trained and held out on or on others."""
+    from vaentropy.checks import require_count
     from vaentropy.expectation import MonteCarlo
     from vaentropy.files import to_json
     from vaentropy.progress import progress_bar
-    from vaentropy.runs import evaluate_run
+    from vaentropy.runs import evaluate_run, log_likelihood_run
 
+    bounds: dict[str, Any] = {}
+    if importance_samples is not None:
+        # Before the evaluation, which may take long.
+        require_count("log_likelihood", importance_samples)
     with progress_bar(None, "data points") as report:
         parts = evaluate_run(run, expectation=MonteCarlo(num_samples, seed), on_batch=_counting(report), **given)
+    if importance_samples is not None:
+        with progress_bar(None, f"data points, {importance_samples} draws each") as report:
+            draws = {"num_samples": importance_samples, "seed": seed}
+            bounds = log_likelihood_run(run, on_batch=_counting(report), **draws, **given)
     if as_json:
-        click.echo(to_json({"run": run, **{name: part.to_dict() for name, part in parts.items()}}))
+        found = {name: part.to_dict() for name, part in parts.items()}
+        for name, bound in bounds.items():
+            found[name]["log_likelihood"] = bound.to_dict()
+        click.echo(to_json({"run": run, **found}))
     else:
-        click.echo("\n\n".join(f"[{name}]\n{part}" for name, part in parts.items()))
+        under = {name: f"\n\n{bound}" for name, bound in bounds.items()}
+        click.echo("\n\n".join(f"[{name}]\n{part}{under.get(name, '')}" for name, part in parts.items()))
 
 
 @vaentropy.command()
@@ -172,16 +191,15 @@ def prune(run: str, num_samples: int, seed: int, collapse: str, as_json: bool, *
     done = prune_run(run, expectation=MonteCarlo(num_samples, seed), collapse=options.collapse_of(collapse), **given)
     if as_json:
         parts = {"before": done.before.to_dict(vectors=False), "after": done.after.to_dict(vectors=False)}
-        click.echo(
-            to_json({"run": None if done.folder is None else str(done.folder), "removed": done.removed, **parts})
-        )
+        change = {"change": done.change, "change_error": done.change_error}
+        folder = None if done.folder is None else str(done.folder)
+        click.echo(to_json({"run": folder, "removed": done.removed, **change, **parts}))
     elif done.folder is None:
         click.echo("no latent has collapsed: nothing to remove")
     else:
-        error = 0.0 if done.after.mc_stderr is None else done.after.mc_stderr.elbo
-        change = done.after.elbo - done.before.elbo
+        error = "" if done.change_error is None else f" ± {done.change_error:.4f}"
         click.echo(f"removed latents {', '.join(map(str, done.removed))}, {done.after.latent_shape[0]} are left")
-        click.echo(f"ELBO {done.before.elbo:.4f} before, {done.after.elbo:.4f} after: {change:+.4f} ± {error:.4f}")
+        click.echo(f"ELBO {done.before.elbo:.4f} before, {done.after.elbo:.4f} after: {done.change:+.4f}{error}")
         click.echo(f"\nRun in {done.folder}", err=True)
 
 
@@ -190,11 +208,11 @@ def prune(run: str, num_samples: int, seed: int, collapse: str, as_json: bool, *
 @click.option("--out", type=options.PATH, help="Folder of the new run, new or empty; default: a new one under runs/.")
 @options.overwrite
 @options.as_json
-@options.settings
+@options.changes
 def continue_(run: str, out: str | None, overwrite: bool, as_json: bool, **given: Any) -> None:
-    """Train the model in folder RUN further, as a new run, with analytic variances; of a vae0 it can make a vae1.
+    """Train the model in folder RUN further, as a new run, with analytic variances.
 
-    Settings are those of RUN, where none are given; those of data and networks are fixed.
+    Other settings that are not given are those of RUN. A vae0 or vae2 can go on as a vae1.
     """
     from vaentropy.runs import continue_run
 
@@ -358,6 +376,54 @@ def verify(as_json: bool) -> int:
             if case.own_entropy_sum is not None and case.own_relative_gap is not None:
                 click.echo(f"{'  by its own formula':<42}{case.own_entropy_sum:>13.6f}{case.own_relative_gap:>10.1e}")
     return 0 if all(case.holds for case in cases) else 1
+
+
+# A run's own settings, which there is none of here; and those that are many, or have one value more.
+_NOT_FOR_SELECT = ("latent_dim", "model", "patience", "evaluate_every", "checkpoint_every", "keep_checkpoints")
+_MODELS = ("linear", *FAMILIES)
+
+
+@vaentropy.command()
+@click.argument("data", required=False, type=options.PATH)
+@click.option(
+    "--latent-dims",
+    type=options.CommaSeparated(int),
+    default="1,2,3,4,5,6",
+    show_default=True,
+    help="Numbers of latents to compare.",
+)
+@click.option(
+    "--model",
+    show_default="vae1",
+    shell_complete=options.completing(_MODELS),
+    help="linear (in closed form, no training; 0 latents are possible), vae0, vae1, vae2 or vae3.",
+)
+@click.option("--num-seeds", type=int, show_default="2", help="Trainings of each, from --seed on; the best counts.")
+@click.option("--num-errors", type=float, default=2.0, show_default=True, help="Errors that make a difference count.")
+@click.option("--config", type=options.PATH, help="YAML file with settings; options on the command line override it.")
+@options.as_json
+@options.settings_but(*_NOT_FOR_SELECT)
+def select(
+    data: str | None,
+    latent_dims: tuple[int, ...],
+    model: str | None,
+    num_seeds: int | None,
+    num_errors: float,
+    config: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Tell how many latents DATA support: train some numbers of them, compare on data held out.
+
+    DATA is as for train. No folder is left; train the model with the number of your choice.
+    """
+    from vaentropy.files import to_json
+    from vaentropy.runs import select as select_by_settings
+
+    linear = model == "linear"
+    chosen = options.settings_of(config, {"data": data, "model": None if linear else model, **given})
+    selection = select_by_settings(chosen, latent_dims, linear=linear, num_seeds=num_seeds, num_errors=num_errors)
+    click.echo(to_json(selection.to_dict()) if as_json else selection)
 
 
 def _counting(report: Any) -> Any:

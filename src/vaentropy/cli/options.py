@@ -1,24 +1,27 @@
 """Options of the command: those of `train` are made from the fields of `RunConfig`."""
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any, get_type_hints
 
 import click
 
-from vaentropy.config import RunConfig
+from vaentropy.config import CHANGEABLE, RunConfig
 
 __all__ = [
     "COLLAPSE",
     "PATH",
     "CommaSeparated",
     "as_json",
+    "changes",
     "collapse_of",
+    "completing",
     "data_folder",
     "device",
     "out_file",
     "overwrite",
     "settings",
+    "settings_but",
     "settings_of",
 ]
 
@@ -86,29 +89,47 @@ def _shown(default: Any) -> str | bool:
     return False if default is None or default is False else str(default)
 
 
-def _completing(choices: tuple[str, ...]) -> Callable[..., list[str]]:
+def completing(choices: tuple[str, ...]) -> Callable[..., list[str]]:
+    """What a shell completes an option's value with."""
     return lambda ctx, param, incomplete: [choice for choice in choices if choice.startswith(incomplete)]
 
 
 def settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """An option for each setting of a run but `data`, which is an argument; None where it is not given."""
-    hints = get_type_hints(RunConfig)
+    return settings_but()(command)
+
+
+def settings_but(*left_out: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """As `settings`, without some of them."""
+    chosen = [setting for setting in fields(RunConfig) if setting.name not in ("data", *left_out)]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for setting in reversed(chosen):
+            command = _option(setting)(command)
+        return command
+
+    return decorate
+
+
+def changes(command: Callable[..., Any]) -> Callable[..., Any]:
+    """As `settings`, to change those of a run: without defaults, and help for those alone that can be changed."""
     for setting in reversed(fields(RunConfig)):
-        if setting.name == "data":
-            continue
-        name, kind = setting.name.replace("_", "-"), hints[setting.name]
-        flag = kind in (bool, bool | None)
-        declaration = f"--{name}/--no-{name}" if flag else f"--{name}"
-        options: dict[str, Any] = {} if flag else {"type": KINDS[kind]}
-        if setting.metadata["choices"]:
-            # Not click's own Choice, whose message does not name the nearest.
-            options["shell_complete"] = _completing(setting.metadata["choices"])
-        shown = _shown(setting.default)
-        option = click.option(
-            declaration, setting.name, default=None, show_default=shown, help=setting.metadata["help"], **options
-        )
-        command = option(command)
+        if setting.name != "data":
+            fixed = setting.name not in (*CHANGEABLE, "data_folder")
+            command = _option(setting, show_default=False, hidden=fixed)(command)
     return command
+
+
+def _option(setting: Field, **more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    name, kind = setting.name.replace("_", "-"), get_type_hints(RunConfig)[setting.name]
+    flag = kind in (bool, bool | None)
+    options: dict[str, Any] = {} if flag else {"type": KINDS[kind]}
+    if setting.metadata["choices"]:
+        # Not click's own Choice, whose message does not name the nearest.
+        options["shell_complete"] = completing(setting.metadata["choices"])
+    declaration = f"--{name}/--no-{name}" if flag else f"--{name}"
+    options |= {"show_default": _shown(setting.default), "help": setting.metadata["help"]}
+    return click.option(declaration, setting.name, default=None, **{**options, **more})
 
 
 def settings_of(config: str | None, given: dict[str, Any]) -> RunConfig:

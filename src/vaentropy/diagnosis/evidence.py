@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from vaentropy.diagnosis.gradients import GradientCheck, StepCheck, gradient_che
 from vaentropy.diagnosis.latents import Collapse, Latents, latents_of
 from vaentropy.diagnosis.linearisation import split
 from vaentropy.diagnosis.points import Reading, require_rereadable, spread
-from vaentropy.errors import UsageError
+from vaentropy.errors import UnsupportedError, UsageError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation
 from vaentropy.linear import LinearVAE
@@ -28,11 +27,15 @@ from vaentropy.results import Evaluation
 __all__ = ["Decay", "Evidence", "Thresholds", "gather"]
 
 # Features beyond which a linear model, which takes a D × D covariance, is not computed.
-MOST_FEATURES = 4096
+MOST_FEATURES = 1024
 # Points on which the modes are compared.
 COMPARED = 1000
 # A σ² is fixed if this much of the move that scales it is left.
 NOTHING_MOVES = 0.99
+# A gradient stands out that is so many times its noise, and, where there is hardly any, this fraction of its parts.
+CLEAR, NOTHING = 5.0, 1e-3
+# The ELBO of a linear VAE is that of data which it was fitted to: with fewer points than features it says little.
+FEWEST_PER_FEATURE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,8 @@ class Evidence:
         latents: table; None where posterior or prior are not normal with independent elements.
         gradients: the gradient check; None where it was not made.
         mode_difference: ELBO in the other mode less ELBO in the mode evaluated, on some points, and its error.
-        linear_elbo: of the best linear VAE with as many latents, on the training data; None where it was not computed.
+        linear_elbo: of the best linear VAE with as many latents (one less than features at most), on the training data,
+            less what so many parameters would lose on other data (AIC); None where it was not computed.
         beta: that the user says training had; None if nothing was said.
         decays: what weight decay shifts, where it is part of the gradient.
         decoupled: whether an optimiser with decoupled weight decay moves the parameters (AdamW).
@@ -98,9 +102,20 @@ class Evidence:
         """β that the model is judged to be trained with: what the user says, else what the gradients imply, else 1."""
         if self.beta is not None:
             return self.beta
-        if self.gradients and self.gradients.implies_other_beta(1.0, num_errors=self.thresholds.num_errors):
+        # In the mode that was not trained, the two need not balance at any β.
+        modes = self.mode_difference is not None and abs(self.mode_difference[0]) > self.thresholds.tolerance
+        if (
+            self.gradients
+            and not modes
+            and self.gradients.implies_other_beta(1.0, num_errors=self.thresholds.num_errors)
+        ):
             return self.gradients.implied_beta
         return 1.0
+
+    @property
+    def num_draws(self) -> int | None:
+        """Of z per point, that errors of gradients were estimated from."""
+        return self.gradients.num_draws if self.gradients else None
 
     @property
     def step(self) -> StepCheck | None:
@@ -111,6 +126,12 @@ class Evidence:
     def moves_tested(self) -> bool:
         """Whether it is known which of the theorem's moves the parameters can make."""
         return self.gradients is not None and bool(self.gradients.moves)
+
+    @property
+    def at_noise_floor(self) -> bool:
+        """Whether the gradient is no clearer than its noise; False where it was not looked at."""
+        g = self.gradients
+        return g is not None and g.norm <= max(CLEAR * g.noise_floor, NOTHING * (g.reconstruction_norm + g.kl_norm))
 
     @property
     def variance_is_fixed(self) -> bool:
@@ -187,6 +208,8 @@ def gather(
     difference = _mode_difference(reading, data, expectation) if reading.bind is None else None
     report("linear model")
     linear = _linear_elbo(reading, data, train)
+    if isinstance(linear, str):
+        untested.append(f"against a linear VAE: {linear}")
     report("gradients")
     check = None
     if not gradients:
@@ -194,19 +217,26 @@ def gather(
     elif not trainable(model):
         untested.append("gradients: the model shows no trainable parameters (modules=[...] of from_functions)")
     else:
-        check = gradient_check(
-            model,
-            data,
-            betas=None if beta is None else (beta, 1.0),
-            num_draws=num_draws,
-            batch_size=reading.batch_size,
-            bind=reading.bind,
-            missing=reading.missing,
-            mode=reading.mode,
-            seed=expectation.seed,
-        )
-        untested += check.untested
+        try:
+            check = gradient_check(
+                model,
+                data,
+                betas=None if beta is None else (beta, 1.0),
+                num_draws=num_draws,
+                batch_size=reading.batch_size,
+                bind=reading.bind,
+                missing=reading.missing,
+                mode=reading.mode,
+                seed=expectation.seed,
+            )
+            untested += check.untested
+        except UnsupportedError as error:
+            untested.append(f"gradients: {error}")
+    if train.mc_stderr is None:
+        untested.append(f"residuals against their noise: {expectation} gives no Monte Carlo error")
     decays, decoupled = _decays(model, optimizer, check)
+    if optimizer is not None and not (check and check.moves):
+        untested.append("weight decay: the moves that it would shift were not tested")
     if optimizer is None:
         untested.append("weight decay: no optimiser given (optimizer=...)")
     report("done")
@@ -217,7 +247,7 @@ def gather(
         latents=None if reading.bind else latents_of(model, train, collapse=thresholds.collapse),
         gradients=check,
         mode_difference=difference,
-        linear_elbo=linear,
+        linear_elbo=None if isinstance(linear, str) else linear,
         beta=beta,
         decays=decays,
         decoupled=decoupled,
@@ -236,8 +266,8 @@ def _mode_difference(reading: Reading, data: Data, expectation: Expectation) -> 
     other: Mode = "train" if reading.mode == "eval" else "eval"
 
     def elbo(which: Mode) -> Tensor:
-        options: dict[str, Any] = {"missing": reading.missing, "batch_size": len(x), "pointwise": True}
-        pointwise = evaluate(reading.model, x, expectation=expectation, mode=which, **options).pointwise
+        how: dict[str, Any] = {"missing": reading.missing, "batch_size": reading.batch_size, "pointwise": True}
+        pointwise = evaluate(reading.model, x, expectation=expectation, mode=which, **how).pointwise
         assert pointwise is not None
         return pointwise["elbo"]
 
@@ -245,27 +275,44 @@ def _mode_difference(reading: Reading, data: Data, expectation: Expectation) -> 
     return float(difference.mean()), float(difference.std() / len(x) ** 0.5) if len(x) > 1 else math.nan
 
 
-def _linear_elbo(reading: Reading, data: Data, train: Evaluation) -> float | None:
-    """ELBO of the best linear VAE, which is its log-likelihood; None where there is none to compare with."""
+def _linear_elbo(reading: Reading, data: Data, train: Evaluation) -> float | str:
+    """ELBO of the best linear VAE, which is its log-likelihood, or why there is none to compare with."""
     num_features = math.prod(train.data_shape)
-    num_latents = math.prod(train.latent_shape)
-    comparable = train.variance_kind is not None and train.observed_fraction is None and reading.bind is None
-    if not comparable or num_features > MOST_FEATURES or not 0 < num_latents < num_features:
-        return None
-    parts: list[DataMoments] = []
+    num_latents = min(math.prod(train.latent_shape), num_features - 1)
+    if train.variance_kind is None:
+        return "the likelihood is not normal"
+    if train.observed_fraction is not None or reading.bind is not None:
+        return "values are missing, or the model needs context"
+    if not num_latents > 0 or num_features > MOST_FEATURES:
+        return f"{num_features} features, expected 2 to {MOST_FEATURES}"
+    if train.num_points < FEWEST_PER_FEATURE * num_features:
+        return f"{train.num_points} data points are few for {num_features} features"
+    statistics: DataMoments | None = None
+    waiting: list[Tensor] = []
 
-    def count(batch: Batch) -> None:
-        parts.append(DataMoments.of(batch.x.flatten(1).cpu()))
-        parts[:] = [reduce(DataMoments.merge, parts)]
+    def count() -> None:
+        nonlocal statistics
+        moments = DataMoments.of(torch.cat(waiting))
+        statistics = moments if statistics is None else statistics.merge(moments)
+        waiting.clear()
 
-    reading.each(data, count)
-    statistics = parts[0]
+    def wait(batch: Batch) -> None:
+        # A covariance costs as much for few rows as for as many as there are features.
+        waiting.append(batch.x.flatten(1).cpu())
+        if sum(map(len, waiting)) >= num_features:
+            count()
+
+    reading.each(data, wait)
+    if waiting:
+        count()
+    assert statistics is not None
     try:
         linear = LinearVAE.optimum(statistics, num_latents)
-    except UsageError:  # σ² = 0: too few points, or data that lie in a subspace
-        return None
+    except UsageError as error:  # σ² = 0: data that lie in a subspace
+        return str(error).split(";")[0]
+    num_parameters = num_features * (num_latents + 1) + 1 - num_latents * (num_latents - 1) // 2
     with torch.no_grad():
-        return float(linear.mean_log_likelihood(statistics))
+        return float(linear.mean_log_likelihood(statistics)) - num_parameters / train.num_points
 
 
 def _decays(
@@ -282,6 +329,11 @@ def _decays(
         for parameter in group["params"]:
             rates[id(parameter)] = 0.0 if apart else rate
     parameters = trainable(model)
+    if parameters and not any(id(p) in rates for p in parameters):
+        raise UsageError(
+            "an optimizer given that holds none of the model's parameters, expected the one that trained it; make it "
+            "from model.parameters()"
+        )
     if check is None or not any(rates.get(id(p)) for p in parameters):
         return (), decoupled
     names = {id(p): name for name, p in model.named_parameters()}

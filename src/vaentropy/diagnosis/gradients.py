@@ -3,23 +3,23 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from vaentropy._typing import Float, Tensor
+from vaentropy.answers import latents_of
 from vaentropy.checks import require_count, require_number, require_seed
 from vaentropy.data.given import Data
 from vaentropy.decomposition import decompose
-from vaentropy.diagnosis.linearisation import flat, num_elements, split
+from vaentropy.diagnosis.linearisation import flat, num_elements
 from vaentropy.diagnosis.moves import Move, moves_of
-from vaentropy.diagnosis.outputs import outputs_of
+from vaentropy.diagnosis.outputs import num_strangers, outputs_of
 from vaentropy.diagnosis.points import Reading, require_rereadable, spread
-from vaentropy.diagnosis.step import uphill
-from vaentropy.errors import ModelError, UnsupportedError, UsageError, shown
-from vaentropy.evaluation import evaluate
+from vaentropy.diagnosis.step import StepCheck, along_gradient, best_step, uphill
+from vaentropy.errors import UnsupportedError, UsageError, shown
 from vaentropy.expectation import MonteCarlo
 from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import Mode, in_mode
@@ -30,10 +30,6 @@ __all__ = ["GradientCheck", "MoveCheck", "StepCheck", "gradient_check", "trainab
 
 # Points, at the least, at which moves and curvature are looked at, and at which a step is measured.
 LINEARISED, MEASURED = 300, 4000
-LENGTHS = (1.0, 0.5, 0.25, 0.1)
-STEP_SAMPLES = 2
-# Of a step that leads to where nothing is a number.
-NO_GAIN = -math.inf, math.inf
 # Where the cosine between the gradients of reconstruction and KL is above this, some β balances them.
 ALIGNED = 0.95
 # A β counts as another one if it differs by this fraction.
@@ -54,6 +50,7 @@ class MoveCheck:
         distance: of the nearest parameter move from the wanted one, relative to the length of that: 0 if it can be
             made, 1 if nothing moves that way.
         where: the output that most of the difference is in.
+        curvature: of -ELBO along the move itself, by the Fisher information; 0 where that is not known.
         direction: the nearest move of the parameters, (P,).
     """
 
@@ -66,22 +63,17 @@ class MoveCheck:
     out_of_reach_error: float
     distance: float
     where: str
+    curvature: float
     direction: Float[Tensor, "P"] = field(repr=False)
 
+    @property
+    def gain(self) -> float | None:
+        """About what the move itself would bring, by a parabola; None where its curvature is not known."""
+        return 0.5 * self.residual**2 / self.curvature if self.curvature else None
 
-@dataclass(frozen=True, kw_only=True)
-class StepCheck:
-    """What one Gauss-Newton step brought, measured on draws that its length was not chosen by.
-
-    Attributes:
-        gain: of reconstruction - β KL, nats per data point; 0 where no length of the step gained anything.
-        gain_error: its standard error.
-        length: of the step, 1 being the whole one, 0 none.
-    """
-
-    gain: float
-    gain_error: float
-    length: float
+    def to_dict(self) -> dict[str, Any]:
+        """All of it but the direction."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,16 +109,30 @@ class GradientCheck:
     num_parameters: int
     untested: tuple[str, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, for JSON."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("moves", "steps")}
+        return {
+            **named,
+            "untested": list(self.untested),
+            "moves": {name: move.to_dict() for name, move in self.moves.items()},
+            "steps": [{"beta": beta, **asdict(step)} for beta, step in self.steps.items()],
+        }
+
     def implies_other_beta(self, beta: float, *, num_errors: float = 3.0) -> bool:
         """Whether the gradients balance at a β that differs from `beta` by more than its error and a fifth.
 
-        Where a step was made for both, it also has to gain clearly less for the implied one.
+        A step has to confirm it: for the implied β it gains clearly less.
         """
-        differs = abs(self.implied_beta - beta)
-        if self.alignment <= ALIGNED or differs <= max(num_errors * self.implied_beta_error, OTHER_BETA * beta):
-            return False
         here, there = self.steps.get(beta), self.steps.get(self.implied_beta)
-        return here is None or there is None or there.gain < CLEARLY_LESS * here.gain
+        if here is None or there is None or there.gain >= CLEARLY_LESS * here.gain:
+            return False
+        return self.balances_beside(beta, num_errors=num_errors)
+
+    def balances_beside(self, beta: float, *, num_errors: float = 3.0) -> bool:
+        """The same, without the step."""
+        differs = abs(self.implied_beta - beta)
+        return self.alignment > ALIGNED and differs > max(num_errors * self.implied_beta_error, OTHER_BETA * beta)
 
 
 def trainable(model: object) -> list[nn.Parameter]:
@@ -193,7 +199,8 @@ def gradient_check(
         untested=(),
     )
     if betas is None:
-        betas = [1.0, check.implied_beta] if check.implies_other_beta(1.0) else [1.0]
+        # Little is asked here: whoever reads the check may ask for more.
+        betas = [1.0, check.implied_beta] if check.balances_beside(1.0, num_errors=1.0) else [1.0]
     return replace(check, steps=look.steps(betas, sums, num_draws), untested=tuple(look.untested))
 
 
@@ -249,7 +256,14 @@ class _Look:
             return []
         try:
             with self._running():
-                return moves_of(outputs_of(self.model, points, self.seed), self.parameters)
+                outputs = outputs_of(self.model, points, self.seed)
+                if number := num_strangers(outputs, self.parameters):
+                    self.untested.append(
+                        f"moves of the theorem: {number} trainable tensors take part that the model does not show; "
+                        "name their modules (modules=[...] of from_functions)"
+                    )
+                    return []
+                return moves_of(outputs, self.parameters)
         except (UnsupportedError, RuntimeError) as error:
             self.untested.append(f"moves of the theorem: {str(error).splitlines()[0]}")
             return []
@@ -278,6 +292,8 @@ class _Look:
 
         def measure(batch: Batch) -> None:
             with torch.enable_grad():
+                if latents_of(batch.model, batch.x).draw is None:
+                    raise UnsupportedError("a posterior that is not normal given: draws from it have no gradients here")
                 terms = decompose(batch.model, batch.x, MonteCarlo(1), batch.generator, batch.observed).terms
                 for i, name in enumerate(("reconstruction", "kl")):
                     value = terms[name].value.sum()
@@ -303,57 +319,12 @@ class _Look:
                 with self._running():
                     outputs = outputs_of(self.model, points, self.seed)
                     direction = uphill(outputs, self.parameters, gradient, beta=beta)
-            except (UnsupportedError, RuntimeError) as error:
-                reason = f"step uphill: {str(error).splitlines()[0]}"
-                self.untested += [] if reason in self.untested else [reason]
-                return {}
-            steps[beta] = self._step(direction, beta)
+            except (UnsupportedError, RuntimeError):
+                direction = along_gradient(self.parameters, gradient)
+            assert self.points is not None
+            seeds = self._seed("length"), self._seed("gain")
+            steps[beta] = best_step(self.reading, self.points, self.parameters, direction, beta=beta, seeds=seeds)
         return steps
-
-    def _step(self, direction: Tensor, beta: float) -> StepCheck:
-        """The best of a few lengths of the step, and what it brings on other draws."""
-        gains = self._gains([direction * length for length in LENGTHS], beta, self._seed("length"))
-        best = max(range(len(LENGTHS)), key=lambda i: gains[i][0])
-        if gains[best][0] <= 0:
-            return StepCheck(gain=0.0, gain_error=0.0, length=0.0)
-        [(gain, error)] = self._gains([direction * LENGTHS[best]], beta, self._seed("gain"))
-        return StepCheck(gain=gain, gain_error=error, length=LENGTHS[best])
-
-    def _gains(self, directions: Sequence[Tensor], beta: float, seed: int) -> list[tuple[float, float]]:
-        """What each step brings, nats per data point, and its standard error, from common draws before and after."""
-        assert self.points is not None
-        x, options = self.points, {"expectation": MonteCarlo(STEP_SAMPLES, seed), "batch_size": self.reading.batch_size}
-
-        def objective() -> Tensor:
-            pointwise = evaluate(self.model, x, mode=self.reading.mode, pointwise=True, **options).pointwise
-            assert pointwise is not None
-            return pointwise["reconstruction"] - beta * pointwise["kl"]
-
-        before, gains = objective(), []
-        for direction in directions:
-            try:
-                with moved(self.parameters, direction):
-                    risen = objective() - before
-            except (ModelError, ValueError):  # not a number; distributions that check their arguments say so themselves
-                risen = torch.full_like(before, -math.inf)
-            finite = bool(torch.isfinite(risen).all())
-            gains.append((float(risen.mean()), float(risen.std() / len(risen) ** 0.5)) if finite else NO_GAIN)
-        return gains
-
-
-@contextmanager
-def moved(parameters: Sequence[nn.Parameter], direction: Tensor) -> Iterator[None]:
-    """Parameters moved by `direction` (P,) for a while, then as they were, bit for bit."""
-    before = [p.detach().clone() for p in parameters]
-    try:
-        with torch.no_grad():
-            for parameter, shift in zip(parameters, split(direction, parameters), strict=True):
-                parameter.add_(shift)
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, before, strict=True):
-                parameter.copy_(value)
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -402,5 +373,6 @@ def _move_check(move: Move, sums: _Sums) -> MoveCheck:
         out_of_reach_error=beyond_error,
         distance=move.distance,
         where=move.where,
+        curvature=move.curvature,
         direction=move.direction,
     )

@@ -42,6 +42,7 @@ class Move:
         what: the move in words.
         distance: ‖J v - d‖ / ‖d‖, in the metric of the Kullback-Leibler divergence, 0 to 1.
         where: the output that most of what is left is in.
+        curvature: of -ELBO along the move itself, per data point, by the Fisher information; 0 where it is not that.
         direction: v, (P,).
     """
 
@@ -49,6 +50,7 @@ class Move:
     what: str
     distance: float
     where: str
+    curvature: float
     direction: Float[Tensor, "P"]
 
 
@@ -147,7 +149,10 @@ def _nearest(
         zip(named, [part.square().sum() for part in left.split([v.numel() for v in named.values()])], strict=True)
     )
     distance = float(left.norm() / target.norm()) if bool(target.any()) else 0.0
-    return Move(name, what, distance, NAMES[max(shares, key=lambda key: float(shares[key]))], direction)
+    # The decoder's move leaves the latents as they are, so that the metric is the curvature of -ELBO.
+    curvature = float(target.square().sum()) / len(named["latent_mean"]) if name == "decoder" else 0.0
+    where = NAMES[max(shares, key=lambda key: float(shares[key]))]
+    return Move(name, what, distance, where, curvature, direction)
 
 
 def _least_squares(linear: Linearisation, target: Tensor) -> Tensor:

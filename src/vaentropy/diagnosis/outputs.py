@@ -5,7 +5,7 @@ the Kullback-Leibler divergence that it makes (in sum over the points).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from vaentropy.errors import UnsupportedError
 from vaentropy.model import LatentVariableModel, placement
 from vaentropy.seeding import generator_of
 
-__all__ = ["Outputs", "natural_parameters", "outputs_of", "roots_of_fisher"]
+__all__ = ["Outputs", "natural_parameters", "num_strangers", "outputs_of", "roots_of_fisher"]
 
 HALF_ROOT = math.sqrt(0.5)  # of ½, the Fisher information of log σ²
 
@@ -102,3 +102,21 @@ def outputs_of(model: LatentVariableModel, x: Tensor, seed: int) -> Outputs:
     noise = torch.randn(mean.shape, generator=generator_of(seed, "outputs"), dtype=torch.float64).to(mean.device)
     z = mean + torch.exp(0.5 * log_variance) * noise
     return Outputs(mean, log_variance, prior_mean, prior_log_variance, z, model)
+
+
+def num_strangers(outputs: Outputs, parameters: Sequence[Tensor]) -> int:
+    """How many tensors that want gradients take part in the outputs and are none of the parameters."""
+    known = {id(parameter) for parameter in parameters}
+    decoder = outputs.likelihood_at(outputs.z).values()
+    waiting = [t.grad_fn for t in (outputs.mean, outputs.log_variance, outputs.prior_log_variance, *decoder)]
+    seen, strangers = set(), set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            strangers.add(id(leaf))
+        waiting += [following for following, _ in node.next_functions]
+    return len(strangers)

@@ -79,7 +79,8 @@ def spread(reading: Reading, data: Data, num_points: int) -> tuple[Tensor, Tenso
         there = torch.ones_like(batch.x, dtype=torch.bool) if batch.observed is None else batch.observed
         # Rows whose numbers are multiples of the step, whatever the batches.
         first = -seen % step
-        kept.append((batch.x[first::step], there[first::step]))
+        # Copies: a view would keep its whole batch in memory.
+        kept.append((batch.x[first::step].clone(), there[first::step].clone()))
         seen += len(batch.x)
         while sum(len(rows) for rows, _ in kept) >= 2 * num_points:
             step *= 2

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -133,6 +133,9 @@ class Diagnosis:
                 return finding
         raise KeyError(f"no finding {kind!r}; there are {', '.join(f.kind for f in self.findings) or 'none'}")
 
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
     def __contains__(self, kind: object) -> bool:
         return any(finding.kind == kind for finding in self.findings)
 
@@ -147,6 +150,7 @@ class Diagnosis:
             "latents": None if self.latents is None else self.latents.columns(),
             "train": self.train.to_dict(vectors=False),
             "held_out": None if self.held_out is None else self.held_out.to_dict(vectors=False),
+            "gradients": None if self.gradients is None else self.gradients.to_dict(),
         }
 
     def to_frame(self) -> Any:

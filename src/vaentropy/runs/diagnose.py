@@ -1,13 +1,17 @@
 """Diagnosis of the model that a run left."""
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_instance
+from vaentropy.config import RunConfig
 from vaentropy.data.source import Source
-from vaentropy.diagnosis import Diagnosis, diagnose
+from vaentropy.diagnosis import Diagnosis, Finding, diagnose
 from vaentropy.diagnosis.latents import check_collapse
+from vaentropy.errors import UsageError
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.runs.build import fingerprints, load_other, load_own, num_threads
 from vaentropy.runs.folder import RunFolder
@@ -51,8 +55,11 @@ def diagnose_run(
     if data is not None:
         held_out = load_other(config, data, scaling, folder.columns(), folder=data_folder).train
         require_data_shape(model, held_out)
+    for name in ("beta", "missing", "log_jacobian", "held_out", "optimizer"):
+        if name in options:
+            raise UsageError(f"{name} given, which the run's own settings say; held-out data are given as data=...")
     with num_threads(config, model):
-        return diagnose(
+        diagnosis = diagnose(
             model,
             own.train,
             held_out=held_out if len(held_out) else None,
@@ -63,3 +70,28 @@ def diagnose_run(
             progress=progress,
             **options,
         )
+    return replace(
+        diagnosis,
+        findings=tuple(_with_command(finding, folder, config) for finding in diagnosis.findings),
+        # The training of runs knows none.
+        untested=tuple(reason for reason in diagnosis.untested if not reason.startswith("weight decay")),
+    )
+
+
+def _with_command(finding: Finding, folder: RunFolder, config: RunConfig) -> Finding:
+    """The finding with the command that does what its remedy says, where there is one."""
+    commands = {
+        "not_stationary": "continue {}",
+        "variance": "calibrate {}",
+        "prior_mismatch": "calibrate {}",
+        "kl_weight": "continue {} --beta 1",
+    }
+    if config.model == "vae0":
+        commands["fixed_variance"] = "continue {} --model vae1"
+        del commands["variance"]
+    if finding.kind == "collapsed" and "prune(" in finding.remedy:
+        commands["collapsed"] = "prune {}"
+    if finding.kind not in commands or (finding.level == "note" and finding.kind != "collapsed"):
+        return finding
+    command = commands[finding.kind].format(shlex.quote(str(folder)))
+    return replace(finding, remedy=f"{finding.remedy}; run: vaentropy {command}")

@@ -1,12 +1,14 @@
 """Remedies for the model of a run: a copy with optimal variances, a copy without idle latents."""
 
+import math
+import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaentropy.calibration import optimal_factors, require_usable
-from vaentropy.checks import require_instance, require_path
+from vaentropy.checks import require_instance
 from vaentropy.config import RunConfig
 from vaentropy.data import Dataset
 from vaentropy.diagnosis import latents_of
@@ -15,11 +17,11 @@ from vaentropy.errors import UsageError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.files import write_tensors
-from vaentropy.pruning import prune
+from vaentropy.pruning import check_latents, prune
 from vaentropy.results import Evaluation
 from vaentropy.runs.build import fingerprints, load_own, num_threads
 from vaentropy.runs.folder import RunFolder
-from vaentropy.runs.room import filled, require_free
+from vaentropy.runs.room import filled, require_room_beside
 from vaentropy.runs.use import load
 from vaentropy.vae import VAE
 
@@ -39,6 +41,20 @@ class Pruned(NamedTuple):
     removed: list[int]
     before: Evaluation
     after: Evaluation
+
+    @property
+    def change(self) -> float:
+        """ELBO after less ELBO before, nats per data point."""
+        return self.after.elbo - self.before.elbo
+
+    @property
+    def change_error(self) -> float | None:
+        """Its Monte Carlo error; 0 where nothing was removed, None where the evaluations do not say."""
+        if self.folder is None:
+            return 0.0
+        before, after = self.before.mc_stderr, self.after.mc_stderr
+        # The draws are as good as independent: with another number of latents they fall to other points.
+        return None if before is None or after is None else math.hypot(before.elbo, after.elbo)
 
 
 class _Opened(NamedTuple):
@@ -69,10 +85,7 @@ def _open(
     """The run, after a look at whether a copy can be made."""
     folder = RunFolder(run)
     require_instance("expectation", expectation, Expectation, "an Expectation such as MonteCarlo(16)")
-    if out is not None:
-        if require_path("out", out).resolve() == folder.path.resolve():
-            raise UsageError(f"{out} given as the folder of the copy, expected another one than that of the run itself")
-        require_free(RunFolder(out), overwrite=overwrite)
+    require_room_beside(folder, out, overwrite=overwrite)
     config, model = folder.config(), load(run, device=device)
     data = load_own(config, folder=data_folder)
     folder.require_same_data(fingerprints(data), data.scaling)
@@ -136,6 +149,9 @@ def calibrate_run(
     Raises:
         VaentropyError: the run or its data cannot be used, or σ² is fixed (VAE-0).
     """
+    if RunFolder(run).config().model == "vae0":
+        how = f"learn it with: vaentropy continue {shlex.quote(str(run))} --model vae1"
+        raise UsageError(f"{run} given to calibrate, whose σ² is fixed (vae0), expected one that is learned; {how}")
     opened = _open(run, out, overwrite=overwrite, expectation=expectation, data_folder=data_folder, device=device)
     model = opened.model
     before = opened.evaluate(model, expectation)
@@ -185,18 +201,18 @@ def prune_run(
         VaentropyError: the run or its data cannot be used, there are no such latents, or none would be left.
     """
     check_collapse(collapse)
+    removed = None if latents is None else check_latents(latents, RunFolder(run).config().latent_dim)
     opened = _open(run, out, overwrite=overwrite, expectation=expectation, data_folder=data_folder, device=device)
     model = opened.model
     before = opened.evaluate(model, expectation)
-    if latents is None:
+    if removed is None:
         table = latents_of(model, before, collapse=collapse)
         assert table is not None  # a VAE's posterior and prior are normal
-        latents = table.which("collapsed")
-        if len(latents) == len(table):
+        removed = table.which("collapsed")
+        if len(removed) == len(table):
             raise UsageError(
                 f"all latents of {opened.folder} have collapsed, expected one that has not; train anew, or name some"
             )
-    removed = list(latents)
     if not removed:
         return Pruned(None, [], before, before)
     pruned = prune(model, removed, opened.data.train, missing=opened.config.missing)  # type: ignore[arg-type]

@@ -11,9 +11,10 @@ from vaentropy.errors import UsageError
 from vaentropy.files import ASIDE
 from vaentropy.runs.folder import FILES, INITIAL, LOCK, RunFolder
 
-__all__ = ["drop_replaced", "filled", "require_free"]
+__all__ = ["drop_replaced", "filled", "mend", "require_free", "require_room_beside"]
 
 RUNS = Path("runs")
+CONFIG = "config.yaml"
 # Where the run lies that is replaced, until the new one is there.
 REPLACED = ".replaced"
 
@@ -49,7 +50,7 @@ def filled(out: str | Path | None, name: str, *, overwrite: bool = False) -> Ite
                 drop_replaced(folder)
     finally:
         with suppress(OSError):
-            if made and not (folder.path / "config.yaml").exists():
+            if made and not (folder.path / CONFIG).exists():
                 (folder.path / LOCK).unlink(missing_ok=True)
                 folder.path.rmdir()
 
@@ -65,7 +66,7 @@ def require_free(folder: RunFolder, *, overwrite: bool) -> None:
         return
     if not path.is_dir():
         raise UsageError(f"{folder} exists and is not a folder; name another one with --out")
-    if (path / "config.yaml").exists():
+    if (path / CONFIG).exists():
         if not overwrite:
             raise UsageError(
                 f"{folder} holds a run; go on with it by --resume {shlex.quote(str(folder))}, replace it with "
@@ -83,9 +84,35 @@ def require_free(folder: RunFolder, *, overwrite: bool) -> None:
         raise UsageError(f"{folder} exists and is not an empty folder; name another one with --out")
 
 
+def require_room_beside(run: RunFolder, out: str | Path | None, *, overwrite: bool) -> None:
+    """Refuse a folder for what is made of a run, before any work is done; None is always free.
+
+    Raises:
+        UsageError: it is that of the run itself, or holds something else than a run that may be overwritten.
+    """
+    if out is None:
+        return
+    if require_path("out", out).resolve() == run.path.resolve():
+        raise UsageError(f"{out} given as the folder of the new run, expected another one than that of the run itself")
+    require_free(RunFolder(out), overwrite=overwrite)
+
+
 def drop_replaced(folder: RunFolder) -> None:
     """Remove the run that was replaced, if any."""
-    shutil.rmtree(folder.file(REPLACED), ignore_errors=True)
+    aside = folder.file(REPLACED)
+    if aside.is_dir():
+        # config.yaml last: what is there without it is a run that was being set aside, not one that was being removed.
+        for path in sorted(aside.iterdir(), key=lambda path: path.name == CONFIG):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def mend(folder: RunFolder) -> None:
+    """Put back what a process had begun to set aside when it was killed."""
+    aside = folder.file(REPLACED)
+    if aside.is_dir() and not (aside / CONFIG).exists():
+        _put_back(folder)
+        folder.require_inside()
 
 
 def _named(out: str | Path, *, overwrite: bool) -> tuple[RunFolder, bool]:
@@ -123,12 +150,16 @@ def _make(path: Path, *, exist_ok: bool) -> None:
 
 def _set_aside(folder: RunFolder) -> None:
     """Move the run that the folder holds, if any, out of the way of a new one; nothing else is touched."""
-    if not folder.file("config.yaml").exists():
-        return  # what a process that was killed has set aside is still there
+    if not folder.file(CONFIG).exists():
+        # What a process that was killed has set aside is still there; weights without settings are those that it wrote
+        # first for its own run, and no other run is to begin with them.
+        folder.file(INITIAL).unlink(missing_ok=True)
+        return
+    mend(folder)
     drop_replaced(folder)
     aside = folder.file(REPLACED)
     aside.mkdir()
-    # config.yaml last: until then the folder is a run, which may be overwritten.
+    # config.yaml last: until then the folder is a run, which may be overwritten, and is mended before it is resumed.
     for name in ("checkpoints", *reversed(FILES)):
         if folder.file(name).exists():
             folder.file(name).replace(aside / name)
@@ -140,8 +171,13 @@ def _take_back(folder: RunFolder) -> None:
         for name in FILES:
             folder.file(name).unlink(missing_ok=True)
         shutil.rmtree(folder.file("checkpoints"), ignore_errors=True)
-        aside = folder.file(REPLACED)
-        if aside.is_dir():
-            for path in aside.iterdir():
-                path.replace(folder.path / path.name)
-            aside.rmdir()
+        if folder.file(REPLACED).is_dir():
+            _put_back(folder)
+
+
+def _put_back(folder: RunFolder) -> None:
+    """Move what was set aside back."""
+    aside = folder.file(REPLACED)
+    for path in aside.iterdir():
+        path.replace(folder.path / path.name)
+    aside.rmdir()

@@ -13,21 +13,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 import vaentropy
 from vaentropy.checks import require_instance, require_path
-from vaentropy.config import RunConfig
+from vaentropy.config import CHANGEABLE, RunConfig
 from vaentropy.data import Dataset
-from vaentropy.data.formats.reading import one_line
 from vaentropy.data.source import first_rows
 from vaentropy.errors import DataError, TrainingError, UsageError, nearest, shown
 from vaentropy.evaluation import evaluate
 from vaentropy.files import write_tensors
 from vaentropy.likelihoods import Gaussian
-from vaentropy.runs.build import build_model, fingerprints, load_own, num_threads, torch_device, with_absolute_paths
+from vaentropy.runs.build import (
+    build_model,
+    fingerprints,
+    load_own,
+    moved,
+    num_threads,
+    torch_device,
+    with_absolute_paths,
+)
 from vaentropy.runs.folder import INITIAL, SCHEMA_VERSION, RunFolder
-from vaentropy.runs.room import drop_replaced, filled
-from vaentropy.runs.use import load
+from vaentropy.runs.room import drop_replaced, filled, mend, require_room_beside
+from vaentropy.runs.use import load, put_weights
 from vaentropy.training import Checkpoints, History, Interrupted, fit
 from vaentropy.training.floor import explain_floor
 from vaentropy.vae import VAE
@@ -113,39 +121,19 @@ def resume(run: str | Path, *, data_folder: str | None = None, progress: bool | 
     # Nothing is written through a link that leads out of the folder.
     folder.require_inside()
     with folder.locked():
+        mend(folder)
         if folder.file("model.safetensors").exists() and not Checkpoints(folder.path).steps():
-            raise UsageError(f"{folder} is finished and has no checkpoints, so that there is nothing to resume")
-        prepared = _prepare(config, data_folder)
-        if folder.file(INITIAL).exists():
-            weights, about = folder.tensors(INITIAL)
-            prepared = _begin_with(prepared, weights, about.get("continued_from"))
+            how = f"train it further with: vaentropy continue {shlex.quote(str(folder))}"
+            raise UsageError(f"{folder} is finished and has no checkpoints, so that there is nothing to resume; {how}")
+        prepared = _with_initial(folder, _prepare(config, data_folder))
         if folder.file("manifest.json").exists():
             folder.require_same_data(prepared.fingerprints, prepared.data.scaling)
         drop_replaced(folder)
         return _train(folder, config, prepared, resume=True, progress=progress)
 
 
-# Settings that a run can go on with others of: all that do not say what the model is of, or what its data are.
-CHANGEABLE = (
-    "model",
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "schedule",
-    "variances",
-    "clip_norm",
-    "beta",
-    "num_samples",
-    "evaluation_samples",
-    "evaluate_every",
-    "patience",
-    "plateau",
-    "max_rollbacks",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "device",
-    "threads",
-)
+# Models whose weights another model can go on from.
+CONVERSIONS = (("vae0", "vae1"), ("vae2", "vae1"))
 
 
 def continue_run(
@@ -160,7 +148,9 @@ def continue_run(
     """Train the model of a finished run further, as a new run, with analytic variances.
 
     The new run begins with the weights that the other ended with, on the same data, and keeps its settings but for
-    those that are given. Of a vae0 it can make a vae1, whose σ² begins at its optimum.
+    those that are given. Of a vae0 it can make a vae1, whose σ² begins at its optimum for the training data (there is
+    no σ² of its own to begin with, and at its optimum the ELBO is higher from the first step on, whether variances are
+    then learned or analytic); of a vae2 a vae1, which begins with the same ELBO.
 
     Args:
         run: folder of the finished run; it is not changed.
@@ -178,16 +168,18 @@ def continue_run(
     source = RunFolder(run)
     before = source.config()
     _require_changeable(settings, before)
-    if out is not None and require_path("out", out).resolve() == source.path.resolve():
-        raise UsageError(f"{out} given as the folder of the new run, expected another one than that of the run itself")
+    require_room_beside(source, out, overwrite=overwrite)
     config = replace(before, **{"variances": "analytic", **settings})
     if data_folder is not None:
+        # The new run knows where its data are: it is to be resumed without being told.
         config = replace(config, data_folder=data_folder)
-    trained = load(run)
-    prepared = _prepare(config, data_folder)
+        config = with_absolute_paths(replace(config, data=moved(config.data, data_folder)))
+    trained = load(run, device=config.device)
+    prepared = _prepare(config)
     source.require_same_data(prepared.fingerprints, prepared.data.scaling)
     weights = _weights_for(prepared.model, trained, config, prepared.data)
-    prepared = _begin_with(prepared, weights, str(source))
+    prepared.model.load_state_dict(weights)
+    prepared = prepared._replace(continued_from=str(source))
     with filled(out, f"{source.path.resolve().name}-continued", overwrite=overwrite) as folder:
         # Before the settings: with these the folder is a run that can be resumed, from these weights.
         write_tensors(folder.file(INITIAL), weights, {"continued_from": str(source)})
@@ -204,15 +196,19 @@ def _require_changeable(settings: Mapping[str, Any], before: RunConfig) -> None:
             how = "train anew for another"
             raise UsageError(f"{name}={shown(value)} given, but a run goes on with its own data and networks; {how}")
     model = settings.get("model", before.model)
-    if model != before.model and (before.model, model) != ("vae0", "vae1"):
+    if model != before.model and (before.model, model) not in CONVERSIONS:
+        fitting = " or ".join([before.model, *(after for other, after in CONVERSIONS if other == before.model)])
         raise UsageError(
-            f"model={shown(model)} given to go on with a {before.model}, expected {before.model}"
-            f"{' or vae1' if before.model == 'vae0' else ''}: its weights fit no other"
+            f"model={shown(model)} given to go on with a {before.model}, expected {fitting}: its weights fit no other"
         )
 
 
 def _weights_for(model: VAE, trained: VAE, config: RunConfig, data: Dataset) -> dict[str, torch.Tensor]:
-    """The trained weights, with σ² at its optimum for the training data where it was fixed and is to be learned."""
+    """The trained weights as those of the new model: its σ² is at its optimum for the training data where it was fixed
+    before, and prior variances are in the networks where the new prior is the standard normal one.
+    """
+    if isinstance(trained.prior_log_variance, nn.Parameter) and not isinstance(model.prior_log_variance, nn.Parameter):
+        trained = trained.fold_prior()
     weights = {name: value.detach().clone() for name, value in trained.state_dict().items()}
     missing = model.state_dict().keys() - weights.keys()
     if missing:
@@ -227,12 +223,20 @@ def _weights_for(model: VAE, trained: VAE, config: RunConfig, data: Dataset) -> 
     return weights
 
 
-def _begin_with(prepared: "_Prepared", weights: Mapping[str, torch.Tensor], source: str | None) -> "_Prepared":
-    try:
-        prepared.model.load_state_dict(dict(weights))
-    except RuntimeError as error:
+def _with_initial(folder: RunFolder, prepared: "_Prepared") -> "_Prepared":
+    """With the weights that a continued run began with.
+
+    Raises:
+        DataError: they are damaged, or are gone and were needed.
+    """
+    if folder.file(INITIAL).exists():
+        weights, about = folder.tensors(INITIAL)
+        put_weights(prepared.model, weights, f"{folder}/{INITIAL}")
+        return prepared._replace(continued_from=about.get("continued_from"))
+    source = folder.manifest().get("continued_from") if folder.file("manifest.json").exists() else None
+    if source is not None and not Checkpoints(folder.path).steps():
         how = "put the file of the run back"
-        raise DataError(f"{INITIAL} does not fit the settings of the run: {one_line(error)}; {how}") from error
+        raise DataError(f"{folder} has no {INITIAL}, the weights that its training began with; {how}")
     return prepared._replace(continued_from=source)
 
 

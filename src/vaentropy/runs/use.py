@@ -1,8 +1,8 @@
 """What a finished run is good for: load, evaluate, encode, reconstruct, sample, tell about it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -15,6 +15,7 @@ from vaentropy.data.scaling import Scaling
 from vaentropy.errors import DataError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation, MonteCarlo
+from vaentropy.importance import LogLikelihood, log_likelihood
 from vaentropy.modes import in_mode
 from vaentropy.results import Evaluation
 from vaentropy.rows import fill_missing
@@ -39,10 +40,14 @@ __all__ = [
     "encode_run",
     "evaluate_run",
     "load",
+    "log_likelihood_run",
+    "put_weights",
     "reconstruct_run",
     "require_data_shape",
     "sample_run",
 ]
+
+Result = TypeVar("Result")
 
 BATCH_SIZE = 1024
 # What a manifest calls the run that another was made from.
@@ -71,20 +76,29 @@ def load(run: str | Path, *, device: str | torch.device = "cpu", model: VAE | No
         path = Checkpoints(folder.path).best_path()
         if path is None:
             raise DataError(f"{folder} has no checkpoint with a best held-out ELBO; load it without best=True")
-        tensors, _ = folder.tensors(f"checkpoints/{path.name}")
+        tensors, _ = folder.tensors(name := f"checkpoints/{path.name}")
         prefix = "model."
-        weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        weights = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
     else:
-        weights, _ = folder.tensors("model.safetensors")
+        weights, _ = folder.tensors(name := "model.safetensors")
+    put_weights(model, weights, f"{folder}/{name}")
+    return model.to(torch_device(str(device))).eval()
+
+
+def put_weights(model: VAE, weights: Mapping[str, Tensor], where: str) -> None:
+    """Put weights from a file of a run into a model, in place.
+
+    Raises:
+        DataError: they are of another model, or not finite; names the file by `where`.
+    """
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         how = "put the file of the run back"
-        raise DataError(f"{folder}/model.safetensors cannot be loaded: {one_line(error)}; {how}") from error
+        raise DataError(f"{where} cannot be loaded: {one_line(error)}; {how}") from error
     if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
         how = "put the file of the run back, or train anew"
-        raise DataError(f"{folder}/model.safetensors holds numbers that are not finite, expected weights; {how}")
-    return model.to(torch_device(str(device))).eval()
+        raise DataError(f"{where} holds numbers that are not finite, expected weights; {how}")
 
 
 def evaluate_run(
@@ -113,8 +127,59 @@ def evaluate_run(
     Raises:
         VaentropyError: the run or the data cannot be used.
     """
-    folder = RunFolder(run)
     require_instance("expectation", expectation, Expectation, "an Expectation such as MonteCarlo(16)")
+
+    def of_part(model: VAE, x: Tensor | Source, options: dict[str, Any]) -> Evaluation:
+        return evaluate(model, x, expectation=expectation, on_batch=on_batch, **options)
+
+    return _each_part(run, of_part, data, data_folder, device)
+
+
+def log_likelihood_run(
+    run: str | Path,
+    *,
+    num_samples: int = 1000,
+    seed: int = 0,
+    data: str | None = None,
+    data_folder: str | None = None,
+    device: str = "auto",
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, LogLikelihood]:
+    """Bound log p(x) under the model of a run by importance sampling (`log_likelihood`), on the data of `evaluate_run`.
+
+    Args:
+        run: its folder.
+        num_samples: K, draws of z for each data point; each is a pass through the decoder.
+        seed: of the draws.
+        data: as for `evaluate_run`.
+        data_folder: as for `evaluate_run`.
+        device: as in `RunConfig`.
+        on_batch: called with the number of rows after each batch.
+
+    Returns:
+        Bounds by part, as for `evaluate_run`.
+
+    Raises:
+        VaentropyError: the run or the data cannot be used, or the number is below 1.
+    """
+    require_count("num_samples", num_samples)
+    require_seed(seed)
+
+    def of_part(model: VAE, x: Tensor | Source, options: dict[str, Any]) -> LogLikelihood:
+        return log_likelihood(model, x, num_samples=num_samples, seed=seed, on_batch=on_batch, **options)
+
+    return _each_part(run, of_part, data, data_folder, device)
+
+
+def _each_part(
+    run: str | Path,
+    of_part: Callable[[VAE, Tensor | Source, dict[str, Any]], Result],
+    data: str | None,
+    data_folder: str | None,
+    device: str,
+) -> dict[str, Result]:
+    """What `of_part(model, x, options)` says of each part of the data, as `evaluate_run` names them."""
+    folder = RunFolder(run)
     config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
     if data is None:
         own = load_own(config, folder=data_folder)
@@ -122,11 +187,11 @@ def evaluate_run(
         parts = {"train": own.train, "held_out": own.held_out}
     else:
         parts = {"data": load_other(config, data, scaling, folder.columns(), folder=data_folder).train}
-    options: dict[str, Any] = {"missing": config.missing, "log_jacobian": scaling.log_jacobian, "on_batch": on_batch}
+    options: dict[str, Any] = {"missing": config.missing, "log_jacobian": scaling.log_jacobian}
     for x in parts.values():
         require_data_shape(model, x)
     with num_threads(config, model):
-        return {name: evaluate(model, x, expectation=expectation, **options) for name, x in parts.items() if len(x)}
+        return {name: of_part(model, x, options) for name, x in parts.items() if len(x)}
 
 
 def encode_run(

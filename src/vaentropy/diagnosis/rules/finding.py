@@ -6,7 +6,7 @@ from vaentropy._typing import Tensor
 from vaentropy.diagnosis.evidence import Evidence
 from vaentropy.diagnosis.report import Finding, Level, Number
 
-__all__ = ["Rule", "differs", "finding", "listed", "residuals", "worst"]
+__all__ = ["Rule", "differs", "exceeds", "finding", "listed", "residuals", "worst"]
 
 Rule = Callable[[Evidence], Finding | None]
 
@@ -41,13 +41,33 @@ def finding(
     )
 
 
-def exceeds(e: Evidence, value: float, error: float | None) -> bool:
-    """Whether a value is larger than its error would make it."""
-    return value > e.thresholds.num_errors * (error or 0.0)
+def exceeds(e: Evidence, value: float, error: float | None, *, num_draws: int | None = None) -> bool:
+    """Whether a value is larger than its error would make it.
+
+    Args:
+        e: with the number of errors that count.
+        value: compared.
+        error: of it; None or 0 where it has none.
+        num_draws: that the error was estimated from, where these are few: it is then widened as Student's t is.
+    """
+    num_errors = e.thresholds.num_errors
+    return value > (num_errors if num_draws is None else _as_student(num_errors, num_draws - 1)) * (error or 0.0)
+
+
+def _as_student(z: float, freedom: int) -> float:
+    """Quantile of Student's t of the probability that the normal distribution has at z, by Hill's expansion (1970)."""
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def differs(e: Evidence, residual: float, error: float | None) -> bool:
-    """Whether a residual differs from 0 by more than its Monte Carlo error, and than rounding."""
+    """Whether a residual differs from 0 by more than its Monte Carlo error, and than rounding.
+
+    Without an error (`None`: noise that points share) it is not known; an error of 0 is that of a closed form.
+    """
+    if error is None:
+        return False
     h = e.train.entropies
     return exceeds(e, abs(residual) - ROUNDING * (abs(h.encoder) + abs(h.prior) + abs(h.decoder)), error)
 

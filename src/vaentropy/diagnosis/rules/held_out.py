@@ -28,7 +28,9 @@ def overfitting(e: Evidence) -> Finding | None:
     ratio, gain = held_out.variance_ratio, held_out.gains.variance
     if ratio is not None and gain is not None and ratio > 1 and gain > e.thresholds.tolerance:
         remedy += f"; σ² times {ratio:.3g} alone brings {gain:.3g} nats held out"
-    verdict = "the model is over-confident on held-out data: it overfits"
+    confident = exceeds(e, -held_out.decoder_gap, held_out.stderr.decoder_gap)
+    verdict = "the held-out ELBO is lower: the model overfits" + (", and is over-confident there" if confident else "")
+    remedy += "; or see whether the held-out data are scaled and drawn as the training data are"
     return finding(
         e,
         "overfitting",

@@ -21,13 +21,22 @@ def kl_weight(e: Evidence) -> Finding | None:
         balance = "β at which the gradients of reconstruction and KL balance"
         evidence.append(Number(balance, check.implied_beta, check.implied_beta_error, ""))
         evidence.append(Number("cosine between them", check.alignment, None, ""))
-    said = "" if e.beta is None else ", as given"
-    verdict = f"trained with the KL weighted by β = {beta:.3g}{said}: this is no maximum of the ELBO"
+    verdict = (
+        f"the gradients balance at β = {beta:.3g}, as after training with that weight of the KL: no maximum of the ELBO"
+        if e.beta is None
+        else f"trained with the KL weighted by β = {beta:.3g}, as given: this is no maximum of the ELBO"
+    )
     remedy = "train on with β = 1" + (f": gains at least {nats:.3g} nats" if step and nats > 0 else "")
-    if e.variance_is_fixed and e.train.variance_ratio and e.train.optimal_variance is not None:
+    if (
+        e.variance_is_fixed
+        and e.train.variance_kind == "shared"
+        and e.train.variance_ratio
+        and e.train.optimal_variance is not None
+    ):
         implied = beta * e.train.optimal_variance / e.train.variance_ratio
         remedy += f"; σ² being fixed, the loss is an ELBO with σ² = {implied:.3g}: evaluate it with that, or learn σ²"
-    return finding(e, "kl_weight", verdict, nats=nats, error=error, evidence=evidence, remedy=remedy)
+    level = None if step else "note"  # what there is to gain is then not known
+    return finding(e, "kl_weight", verdict, nats=nats, error=error, evidence=evidence, remedy=remedy, level=level)
 
 
 DECAYED = (
@@ -64,8 +73,21 @@ def mode_difference(e: Evidence) -> Finding | None:
         return None
     other = "train" if e.train.mode == "eval" else "eval"
     evidence = [Number(f"ELBO in {other} mode less that in {e.train.mode} mode", difference, error)]
+    if e.train.mode == "train":
+        verdict = "the ELBO differs in eval mode, in which the model will be used (BatchNorm, dropout)"
+        remedy = "no BatchNorm, no dropout; or more data for its running means"
+        return finding(
+            e,
+            "mode_difference",
+            verdict,
+            nats=abs(difference),
+            error=error,
+            evidence=evidence,
+            remedy=remedy,
+            level="note",
+        )
     verdict = "the ELBO differs between train and eval mode, and the theorem holds in the one that was trained"
-    remedy = f'diagnose with mode="{other}" if training ran in it (BatchNorm, dropout)'
+    remedy = 'diagnose with mode="train", and the batch_size of training, if that is how it was trained'
     return finding(e, "mode_difference", verdict, nats=abs(difference), error=error, evidence=evidence, remedy=remedy)
 
 

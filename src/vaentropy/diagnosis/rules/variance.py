@@ -89,13 +89,15 @@ def theorem_conditions(e: Evidence) -> Finding | None:
         what = f"distance of the nearest parameter move, mostly in {move.where}"
         evidence.append(Number(what, move.distance, None, ""))
     move = left[name]
-    verdict = f"the parameters cannot {move.what}: the theorem does not hold, and a gap stays"
+    verdict = f"nothing was found by which the parameters {move.what}: the theorem may not hold, and a gap stays"
+    clear = exceeds(e, abs(move.out_of_reach), move.out_of_reach_error, num_draws=e.num_draws)
     return finding(
         e,
         "theorem_conditions",
         verdict,
         nats=abs(move.out_of_reach),
         error=move.out_of_reach_error,
+        level=None if clear else "note",
         evidence=evidence,
         remedy=HEADS[name],
     )

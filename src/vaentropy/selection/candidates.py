@@ -1,0 +1,249 @@
+"""Candidates: trained or in closed form, and measured on the same points with the same noise."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from vaentropy._typing import Float, Tensor
+from vaentropy.data.source import Source, pieces
+from vaentropy.diagnosis.latents import COLLAPSED, LEAST_KL
+from vaentropy.errors import TrainingError
+from vaentropy.evaluation import evaluate
+from vaentropy.expectation import Expectation
+from vaentropy.likelihoods import GaussianHead
+from vaentropy.linear import LinearVAE
+from vaentropy.model import LatentVariableModel
+from vaentropy.moments import DataMoments
+from vaentropy.results import Evaluation
+from vaentropy.seeding import seeded
+from vaentropy.selection.aligned import Aligned
+from vaentropy.training import History, fit
+from vaentropy.training.floor import explain_floor
+from vaentropy.training.history import Row
+from vaentropy.vae import VAE
+
+__all__ = ["Fitted", "Parts", "Trainer", "data_moments", "fit_linear", "num_parameters"]
+
+CPU = torch.device("cpu")
+
+
+class Parts(NamedTuple):
+    """What all candidates see: rows to train on, and rows to be judged by, None without any."""
+
+    train: Tensor | Source
+    held_out: Tensor | Source | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fitted:
+    """A candidate and what it comes to, nats per data point.
+
+    Attributes:
+        latent_dim: H.
+        model: as it was fitted; of several seeds the one with the best ELBO of the training data. Choosing by held-out
+            data would make its held-out ELBO too high.
+        num_parameters: of decoder, likelihood and prior.
+        active: latents that are not collapsed.
+        train: ELBO of each training point, (N,).
+        held_out: ELBO of each point held out, (M,); None without any.
+        entropy_sum: of the training data.
+        gap: ELBO - entropy sum of the training data.
+        residuals: parts of the gap that training can bring to 0, each with its Monte Carlo error.
+        seeds: the best trained first; () for a closed form.
+        train_elbos: of the seeds.
+        held_out_elbos: of the seeds.
+        remarks: what else happened.
+    """
+
+    latent_dim: int
+    model: VAE | LinearVAE
+    num_parameters: int
+    active: int
+    train: Float[Tensor, "N"]
+    held_out: Float[Tensor, "M"] | None
+    entropy_sum: float
+    gap: float
+    residuals: tuple[tuple[float, float], ...] = ()
+    seeds: tuple[int, ...] = ()
+    train_elbos: tuple[float, ...] = ()
+    held_out_elbos: tuple[float, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+def num_parameters(model: VAE) -> int:
+    """What BIC counts: free numbers of p(x), those of latent layer, decoder, likelihood and prior; not the encoder's.
+
+    A column of fixed norm has one number less.
+    """
+    parameters = [p for part in (model.latent_layer, model.decoder, model.head) for p in part.parameters()]
+    if isinstance(model.prior_log_variance, torch.nn.Parameter):
+        parameters.append(model.prior_log_variance)
+    distinct = {id(p): p.numel() for p in parameters if p.requires_grad}
+    return sum(distinct.values()) - (0 if model.columns == "free" else model.latent_shape[0])
+
+
+def _num_active(kl: Tensor) -> int:
+    """Latents that `diagnose` would not call collapsed."""
+    return int((kl >= max(LEAST_KL, COLLAPSED * float(kl.max()))).sum())
+
+
+def _pieces(rows: Tensor | Source) -> Iterator[Tensor]:
+    return (piece for _, piece in pieces(rows)) if isinstance(rows, Tensor) else iter(rows)
+
+
+# --- In closed form -------------------------------------------------------------------------------------------------
+
+
+def data_moments(rows: Tensor | Source) -> DataMoments:
+    """Mean and covariance of all rows."""
+    first, *others = map(DataMoments.of, _pieces(rows))
+    for other in others:
+        first = first.merge(other)
+    return first
+
+
+def fit_linear(latent_dim: int, moments: DataMoments, parts: Parts) -> Fitted:
+    """The optimum of the linear VAE, whose ELBO is the log-likelihood, of data seen in training or not.
+
+    Args:
+        latent_dim: H; 0 for independent noise of one variance.
+        moments: of the training data.
+        parts: training and held-out data.
+
+    Raises:
+        UsageError: no variance is left for the noise.
+    """
+    # Without an eigenvector its one latent is collapsed.
+    model = LinearVAE.optimum(moments, max(1, latent_dim), eigenvectors=range(latent_dim))
+    data_dim = len(moments.mean)
+    with torch.no_grad():
+        terms = model.elbo_terms(moments)
+        train, held_out = (
+            None if rows is None else torch.cat([model.log_likelihood(piece).cpu() for piece in _pieces(rows)])
+            for rows in parts
+        )
+    assert train is not None
+    entropy_sum = float(terms.entropy_sum)
+    return Fitted(
+        latent_dim=latent_dim,
+        model=model,
+        # Less those of a rotation of z, which leaves p(x) as it is.
+        num_parameters=data_dim * (latent_dim + 1) + 1 - latent_dim * (latent_dim - 1) // 2,
+        active=_num_active(terms.kl),
+        train=train,
+        held_out=held_out,
+        entropy_sum=entropy_sum,
+        gap=float(terms.elbo) - entropy_sum,
+    )
+
+
+# --- Trained --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """Trains and measures candidates, each from the same seeds.
+
+    Attributes:
+        make: an untrained VAE for a latent_dim, its weights drawn from the global generator.
+        parts: training and held-out data.
+        seeds: of weights, order of batches and noise.
+        largest: latent_dim.
+        expectation: of evaluations.
+        settings: of `fit`.
+        on_epoch: called after each epoch with latent_dim and seed.
+    """
+
+    make: Callable[[int], VAE]
+    parts: Parts
+    seeds: Sequence[int]
+    largest: int
+    expectation: Expectation
+    settings: Mapping[str, Any]
+    on_epoch: Callable[[int, int], None] | None = None
+
+    def fit(self, latent_dim: int) -> Fitted:
+        """Train from every seed, measure all, and keep the best.
+
+        Raises:
+            TrainingError: every seed diverged.
+        """
+        measured, errors = [], []
+        for seed in self.seeds:
+            with seeded(seed, CPU):
+                model = self.make(latent_dim)
+            try:
+                measured.append(self._measured(model, self._train(model, latent_dim, seed), seed))
+            except TrainingError as error:
+                errors.append((seed, error))
+        if not measured:
+            raise errors[0][1]
+        measured.sort(key=lambda each: -each.train.elbo)
+        best, e = measured[0], measured[0].train
+        remarks = [f"seed {seed} diverged" for seed, _ in errors]
+        if floor := explain_floor(best.model, best.at_floor, self.parts.train):
+            remarks.append(floor)
+        assert e.kl_per_latent is not None
+        return Fitted(
+            latent_dim=latent_dim,
+            model=best.model,
+            num_parameters=num_parameters(best.model),
+            active=_num_active(e.kl_per_latent),
+            train=best.train_elbo,
+            held_out=best.held_out_elbo,
+            entropy_sum=e.entropy_sum,
+            gap=e.gap,
+            residuals=_residuals(best.model, e),
+            seeds=tuple(each.seed for each in measured),
+            train_elbos=tuple(each.train.elbo for each in measured),
+            held_out_elbos=tuple(float(m.held_out_elbo.mean()) for m in measured if m.held_out_elbo is not None),
+            remarks=tuple(remarks),
+        )
+
+    def _train(self, model: VAE, latent_dim: int, seed: int) -> History:
+        def show(row: Row) -> None:
+            if self.on_epoch:
+                self.on_epoch(latent_dim, seed)
+
+        how = {"evaluation_expectation": self.expectation, "seed": seed, "progress": False, "on_epoch": show}
+        return fit(model, self.parts.train, **how, **self.settings)
+
+    def _measured(self, model: VAE, history: History, seed: int) -> "_Measured":
+        assert history.train is not None and history.train.kl_per_latent is not None
+        aligned = Aligned(model.eval(), history.train.kl_per_latent, self.largest)
+        train, train_elbo = self._evaluate(aligned, self.parts.train)
+        held_out = None if self.parts.held_out is None else self._evaluate(aligned, self.parts.held_out)[1]
+        return _Measured(model, seed, float(history.rows[-1].get("at_floor", 0.0)), train, train_elbo, held_out)
+
+    def _evaluate(self, model: LatentVariableModel, rows: Tensor | Source) -> tuple[Evaluation, Tensor]:
+        """The evaluation, and the ELBO of each point, (N,)."""
+        evaluations, elbos = [], []
+        for number, piece in enumerate(_pieces(rows)):
+            noise = self.expectation
+            # Parts of the data have draws of their own.
+            noise = noise.with_seed(noise.seed + number) if noise.independent else noise
+            e = evaluate(model, piece, expectation=noise, missing=self.settings["missing"], pointwise=True)
+            assert e.pointwise is not None
+            elbos.append(e.pointwise["elbo"].double())
+            evaluations.append(replace(e, pointwise=None))
+        return Evaluation.merge(evaluations), torch.cat(elbos)
+
+
+class _Measured(NamedTuple):
+    """One training and what came of it; fraction of the variances at their floor, ELBO of each point."""
+
+    model: VAE
+    seed: int
+    at_floor: float
+    train: Evaluation
+    train_elbo: Tensor
+    held_out_elbo: Tensor | None
+
+
+def _residuals(model: VAE, e: Evaluation) -> tuple[tuple[float, float], ...]:
+    """The two parts of the gap, which could cancel; a fixed σ² leaves that of the decoder as it is."""
+    mc, fixed = e.mc_stderr, isinstance(model.head, GaussianHead) and not model.head.variance_parameters()
+    prior = (e.prior_gap, 0.0 if mc is None else mc.prior_gap)
+    return (prior,) if fixed else (prior, (e.decoder_gap, 0.0 if mc is None else mc.decoder_gap))
