@@ -453,6 +453,15 @@ def test_only_parameters_that_require_gradients_count():
     assert check.steps[1.0].gain > 0
 
 
+def test_attention():
+    layer = nn.TransformerEncoderLayer(2, 1, 4, dropout=0.0, batch_first=True)
+    encoder = nn.Sequential(nn.Unflatten(1, (5, 2)), layer, nn.Flatten())
+    model = seeded(lambda: VAE(encoder, MLPDecoder((5,), nn.Tanh), data_shape=DATA_DIM, latent_dim=2)).double()
+    check = gradient_check(model, X[:50], betas=[1.0])
+    assert check.untested == () and check.steps[1.0].gain > 0
+    assert check.moves["decoder"].distance < 0.01 and check.moves["prior"].distance < 0.01
+
+
 def test_a_posterior_without_closed_forms():
     encoder, decoder = seeded(lambda: (nn.Linear(DATA_DIM, 4).double(), nn.Linear(2, DATA_DIM).double()))
     model = from_functions(
