@@ -212,6 +212,7 @@ def test_the_gain_of_a_step_is_the_change_of_the_exact_objective(beta, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_steps_at_an_optimum_are_measured_without_bias(monkeypatch):
     # On the draws that its direction comes from, a step gains even where there is nothing to gain.
     differences = []
