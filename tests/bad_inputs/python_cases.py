@@ -244,6 +244,9 @@ DIAGNOSES = [
     calling("implied-variance-how", lambda: ve.diagnosis.implied_variance(1.0, data_shape=3, kl=OTHER), "kl='other'"),
     calling("gradient-check-model", lambda: ve.diagnosis.gradient_check(OTHER, X), "trainable"),
     calling("gradient-check-draws", lambda: ve.diagnosis.gradient_check(model(), X, num_draws=1), "num_draws=1"),
+    calling("gradient-check-beta", lambda: ve.diagnosis.gradient_check(model(), X, betas=OTHER), "betas='o'"),
+    calling("gradient-check-one-beta", lambda: ve.diagnosis.gradient_check(model(), X, betas=2.0), "betas=2.0", "list"),  # type: ignore[arg-type]
+    calling("gradient-check-iterator", lambda: ve.diagnosis.gradient_check(model(), iter([X])), "read once"),  # type: ignore[arg-type]
     calling("gradient-check-betas", lambda: ve.diagnosis.gradient_check(model(), X, betas=[-1.0]), "betas"),
     calling("prune-run-latents", lambda: ve.runs.prune_run("run", latents=[7]), "[7]", "from 0", make=run),
     calling("prune-run-text", lambda: ve.runs.prune_run("run", latents=OTHER), "latents=", "from 0", make=run),

@@ -68,11 +68,11 @@ def linear_optimum(beta: float) -> LinearVAE:
 
 
 def elsewhere() -> LinearVAE:
-    """Near the optimum."""
+    """Near the optimum, one nat away."""
     model = linear_optimum(1.0)
     with torch.no_grad():
         for i, p in enumerate(model.parameters()):
-            p.add_(0.1 * draw(*p.shape, seed=i))
+            p.add_(0.01 * draw(*p.shape, seed=i))
     return model
 
 
@@ -105,6 +105,9 @@ def test_the_closed_form_for_any_beta_is_stationary(beta):
 
 def test_norms_are_those_of_the_exact_gradients():
     model = elsewhere()
+    with torch.no_grad():
+        # The decoder's parameters are far from their optimum, but do not count in a norm below.
+        model.bias.add_(2.0)
     check = gradient_check(model, X, num_draws=16, betas=[])
     terms = model.elbo_terms(STATISTICS)
     norm = float(exact_gradient(model, terms.elbo).norm())
@@ -113,8 +116,10 @@ def test_norms_are_those_of_the_exact_gradients():
     kl = exact_gradient(model, model.elbo_terms(STATISTICS).kl.sum())
     assert check.kl_norm == pytest.approx(float(kl.norm()), rel=1e-10)
     # Of the reconstruction, over the parameters that the KL depends on.
-    reconstruction = exact_gradient(model, model.elbo_terms(STATISTICS).reconstruction)[kl != 0]
-    assert check.reconstruction_norm == pytest.approx(float(reconstruction.norm()), abs=3 * check.noise_floor)
+    reconstruction = exact_gradient(model, model.elbo_terms(STATISTICS).reconstruction)
+    shared = float(reconstruction[kl != 0].norm())
+    assert check.reconstruction_norm == pytest.approx(shared, abs=3 * check.noise_floor)
+    assert shared < float(reconstruction.norm()) - 6 * check.noise_floor
     assert check.num_parameters == sum(p.numel() for p in model.parameters()) and check.num_draws == 16
     assert check.untested == () and check.steps == {}
 
@@ -134,12 +139,12 @@ def reparametrised(model: LinearVAE, generator: torch.Generator) -> Tensor:
 def test_the_noise_floor_is_the_spread_of_the_mean_gradient():
     model, generator = elsewhere(), torch.Generator().manual_seed(7)
     draws = torch.stack([reparametrised(model, generator) for _ in range(300)])
-    expected = float((draws.var(0).sum() / 4).sqrt())
-    found = [gradient_check(model, X, num_draws=4, betas=[], seed=seed).noise_floor for seed in range(6)]
-    assert float(np.sqrt(np.mean(np.square(found)))) == pytest.approx(expected, rel=0.15)
+    expected = float((draws.var(0).sum() / 2).sqrt())
+    found = [gradient_check(model, X, num_draws=2, betas=[], seed=seed).noise_floor for seed in range(12)]
+    assert float(np.sqrt(np.mean(np.square(found)))) == pytest.approx(expected, rel=0.2)
     # With more draws the mean is less noisy.
     many = gradient_check(model, X, num_draws=16, betas=[]).noise_floor
-    assert many == pytest.approx(expected / 2, rel=0.3)
+    assert many == pytest.approx(expected / 8**0.5, rel=0.3)
 
 
 def test_at_the_optimum_there_is_only_noise():
@@ -182,7 +187,7 @@ def test_without_betas_a_step_is_made_for_one_and_for_the_implied_one():
 # --- Steps ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("beta", [1.0, 2.0])
+@pytest.mark.parametrize("beta", [1.0, 4.0])
 def test_the_gain_of_a_step_is_the_change_of_the_exact_objective(beta, monkeypatch):
     taken = {}
     step = gradients.best_step
@@ -199,13 +204,14 @@ def test_the_gain_of_a_step_is_the_change_of_the_exact_objective(beta, monkeypat
     before = float(exact(model, beta).detach())
     with _moved(trainable(model), direction * result.length):
         gained = float(exact(model, beta).detach()) - before
-    assert result.gain > 10 * result.gain_error
+    assert result.gain > 5 * result.gain_error
     assert result.gain == pytest.approx(gained, abs=3 * result.gain_error)
     # What is to be gained at most is the way to the optimum; Gauss-Newton brings most of it.
     most = float(exact(linear_optimum(beta), beta).detach()) - before
     assert 0.5 * most < gained <= most
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_steps_at_an_optimum_are_measured_without_bias(monkeypatch):
     # On the draws that its direction comes from, a step gains even where there is nothing to gain.
@@ -446,6 +452,15 @@ def test_only_parameters_that_require_gradients_count():
     assert check.norm == pytest.approx(norm, abs=3 * check.noise_floor)
     # The best decoder for this encoder is linear regression: one step is nearly there.
     assert check.steps[1.0].gain > 0
+
+
+def test_attention():
+    layer = nn.TransformerEncoderLayer(2, 1, 4, dropout=0.0, batch_first=True)
+    encoder = nn.Sequential(nn.Unflatten(1, (5, 2)), layer, nn.Flatten())
+    model = seeded(lambda: VAE(encoder, MLPDecoder((5,), nn.Tanh), data_shape=DATA_DIM, latent_dim=2)).double()
+    check = gradient_check(model, X[:50], betas=[1.0])
+    assert check.untested == () and check.steps[1.0].gain > 0
+    assert check.moves["decoder"].distance < 0.01 and check.moves["prior"].distance < 0.01
 
 
 def test_a_posterior_without_closed_forms():

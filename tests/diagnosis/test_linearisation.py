@@ -261,6 +261,12 @@ def test_conjugate_gradients_solve():
     assert torch.allclose(x, torch.linalg.solve(matrix, right), rtol=1e-12, atol=1e-14)
 
 
+def test_conjugate_gradients_take_as_many_iterations_as_there_are_dimensions():
+    matrix, right = torch.diag(torch.logspace(0, 3, 6, dtype=F64)), draw(6, seed=1)
+    x = conjugate_gradients(lambda v: matrix @ v, right, iterations=6)
+    assert torch.allclose(x, right / matrix.diagonal(), rtol=1e-8)
+
+
 def test_conjugate_gradients_of_a_singular_system_give_the_shortest_solution():
     matrix = positive(8, 3)
     right = matrix @ draw(8, seed=1)

@@ -21,7 +21,7 @@ def numbered(size: int) -> torch.Tensor:
     return torch.stack([torch.arange(size), -torch.arange(size)], 1).double()
 
 
-@pytest.mark.parametrize("size", [1, 2, 9, 10, 19, 20, 21, 39, 40, 41, 80, 159, 160, 161, 1000, 1279, 1281])
+@pytest.mark.parametrize("size", [1, 2, 9, 10, 19, 20, 21, 39, 40, 41, 80, 159, 160, 161, 319, 321])
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 2000])
 def test_rows_are_evenly_spread_and_do_not_hang_on_the_batches(size, batch_size):
     rows, observed = spread(reading(batch_size=batch_size), numbered(size), 10)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vaentropy._typing import Float, Tensor
 from vaentropy.answers import latents_of
@@ -243,7 +244,9 @@ class _Look:
     @contextmanager
     def _running(self) -> Iterator[None]:
         device = placement(self.model)[0] or torch.device("cpu")
-        with torch.enable_grad(), in_mode(self.model, self.reading.mode), seeded(self.seed, device):
+        # The faster kernels of attention cannot be differentiated twice.
+        attention = sdpa_kernel(SDPBackend.MATH)
+        with torch.enable_grad(), in_mode(self.model, self.reading.mode), seeded(self.seed, device), attention:
             yield
 
     def _some(self) -> Tensor | None:
