@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
@@ -305,13 +306,15 @@ def test_modes_differ_by_the_difference_of_their_elbos():
     networks = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh()), MLPDecoder((6,))
     model = seeded(lambda: VAE(*networks, data_shape=4, latent_dim=2)).double()
     x, draws = draw(90, 4), MonteCarlo(4, seed=3)
-    in_eval, in_train = (evaluate(model, x, expectation=draws, mode=mode, batch_size=90) for mode in ("eval", "train"))
+    options = {"expectation": draws, "batch_size": 90, "pointwise": True}
+    in_eval, in_train = (evaluate(model, x, mode=mode, **options) for mode in ("eval", "train"))
     found = _mode_difference(Reading(model, mode="eval"), x, draws)
     assert found is not None
     assert found[0] == pytest.approx(in_train.elbo - in_eval.elbo, rel=1e-10)
     other_way = _mode_difference(Reading(model, mode="train"), x, draws)
     assert other_way is not None and other_way[0] == pytest.approx(-found[0], rel=1e-10)
-    assert 0 < found[1] < abs(found[0])
+    each = in_train.pointwise["elbo"] - in_eval.pointwise["elbo"]
+    assert found[1] == pytest.approx(float(np.std(each.numpy(), ddof=1)) / 90**0.5, rel=1e-10)
 
 
 def test_modes_that_do_not_differ():
