@@ -5,11 +5,13 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 from torch.distributions import Independent, Normal, StudentT
 
 import vaentropy as ve
 from vaentropy.diagnosis import implied_variance
+from vaentropy.diagnosis.rules.finding import _as_student
 from vaentropy.errors import UsageError
 from vaentropy.networks import MLPEncoder
 
@@ -263,3 +265,9 @@ def test_paper_threshold_and_thresholds():
         model.log_variance.add_(0.5)
     assert not ve.diagnose(model, X).clean
     assert ve.diagnose(model, X, tolerance=100.0).clean
+
+
+@pytest.mark.parametrize(("num_draws", "tolerance"), [(4, 0.1), (8, 0.01), (16, 0.001), (64, 1e-5)])
+def test_errors_of_few_draws_are_widened_as_student_does(num_draws, tolerance):
+    expected = stats.t.isf(stats.norm.sf(3), num_draws - 1)
+    assert math.isclose(_as_student(3.0, num_draws - 1), expected, rel_tol=tolerance)
