@@ -290,8 +290,9 @@ def test_images_are_flattened_and_no_linear_model_where_none_compares():
     most = linear_elbo(seeded(lambda: vae1(4, 3, (3,)).double()), x)
     assert linear_elbo(seeded(lambda: vae1(4, 4, (3,)).double()), x) == most
     # Likelihoods of counts; values that are missing; data on a line; few points.
-    bernoulli = lambda: VAE(MLPEncoder(4, (3,)), MLPDecoder((3,)), data_shape=4, latent_dim=2, likelihood=Bernoulli())  # noqa: E731
-    assert "not normal" in linear_elbo(seeded(bernoulli).double(), (x > 0).double())
+    networks = MLPEncoder(4, (3,)), MLPDecoder((3,))
+    binary = VAE(*networks, data_shape=4, latent_dim=2, likelihood=Bernoulli()).double()
+    assert "not normal" in linear_elbo(binary, (x > 0).double())
     with_missing = x.clone()
     with_missing[3, 1] = math.nan
     assert linear_elbo(seeded(lambda: vae1(4, 2, (3,)).double()), with_missing, missing="ignore") == MISSING

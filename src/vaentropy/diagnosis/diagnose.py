@@ -154,9 +154,9 @@ def _tested(e: Evidence) -> tuple[Number, ...]:
     if e.latents is not None:
         numbers.append(Number("mismatch of aggregate posterior and prior", float(e.latents.mismatch.sum())))
         numbers.append(Number("cost of correlated latents", e.latents.correlation_cost))
-    if e.held_out is not None:
-        error = math.hypot(e.train.stderr.elbo, e.held_out.stderr.elbo)
-        numbers.append(Number("held-out ELBO less that of the training data", e.held_out.elbo - e.train.elbo, error))
+    if e.lower_held_out is not None:
+        lower, error = e.lower_held_out
+        numbers.append(Number("held-out ELBO less that of the training data", -lower, error))
     if e.mode_difference is not None:
         numbers.append(Number("ELBO in the other mode less that in this one", *e.mode_difference))
     return tuple(numbers)

@@ -42,12 +42,12 @@ FEWEST_PER_FEATURE = 2
 class Thresholds:
     """When something found is a problem; see `diagnose`, where each is explained."""
 
-    tolerance: float = 0.1
-    overfitting: float = 1.0
-    num_errors: float = 3.0
-    distance: float = 0.01
-    duplicate: float = 0.9
-    collapse: Collapse = "relative"
+    tolerance: float
+    overfitting: float
+    num_errors: float
+    distance: float
+    duplicate: float
+    collapse: Collapse
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,14 @@ class Evidence:
     def step(self) -> StepCheck | None:
         """The step uphill for that β; None where none could be made."""
         return self.gradients.steps.get(self.trained_beta) if self.gradients else None
+
+    @property
+    def lower_held_out(self) -> tuple[float, float] | None:
+        """By how much the held-out ELBO is below that of the training data, nats per data point, and its error."""
+        if self.held_out is None:
+            return None
+        error = math.hypot(self.train.stderr.elbo, self.held_out.stderr.elbo)
+        return self.train.elbo - self.held_out.elbo, error
 
     @property
     def moves_tested(self) -> bool:
@@ -211,27 +219,12 @@ def gather(
     if isinstance(linear, str):
         untested.append(f"against a linear VAE: {linear}")
     report("gradients")
-    check = None
-    if not gradients:
-        untested.append("gradients: gradients=False")
-    elif not trainable(model):
-        untested.append("gradients: the model shows no trainable parameters (modules=[...] of from_functions)")
+    check = _gradients(reading, data, beta, num_draws, expectation.seed) if gradients else "gradients=False"
+    if isinstance(check, str):
+        untested.append(f"gradients: {check}")
+        check = None
     else:
-        try:
-            check = gradient_check(
-                model,
-                data,
-                betas=None if beta is None else (beta, 1.0),
-                num_draws=num_draws,
-                batch_size=reading.batch_size,
-                bind=reading.bind,
-                missing=reading.missing,
-                mode=reading.mode,
-                seed=expectation.seed,
-            )
-            untested += check.untested
-        except UnsupportedError as error:
-            untested.append(f"gradients: {error}")
+        untested += check.untested
     if train.mc_stderr is None:
         untested.append(f"residuals against their noise: {expectation} gives no Monte Carlo error")
     decays, decoupled = _decays(model, optimizer, check)
@@ -254,6 +247,26 @@ def gather(
         thresholds=thresholds,
         untested=tuple(untested),
     )
+
+
+def _gradients(reading: Reading, data: Data, beta: float | None, num_draws: int, seed: int) -> GradientCheck | str:
+    """The gradient check, or why it cannot be made."""
+    if not trainable(reading.model):
+        return "the model shows no trainable parameters (modules=[...] of from_functions)"
+    try:
+        return gradient_check(
+            reading.model,
+            data,
+            betas=None if beta is None else (beta, 1.0),
+            num_draws=num_draws,
+            batch_size=reading.batch_size,
+            bind=reading.bind,
+            missing=reading.missing,
+            mode=reading.mode,
+            seed=seed,
+        )
+    except UnsupportedError as error:
+        return str(error)
 
 
 def _mode_difference(reading: Reading, data: Data, expectation: Expectation) -> tuple[float, float] | None:

@@ -69,7 +69,7 @@ class MoveCheck:
 
     @property
     def gain(self) -> float | None:
-        """About what the move itself would bring, by a parabola; None where its curvature is not known."""
+        """About what the move would bring, nats per data point, by a parabola; None if its curvature is unknown."""
         return 0.5 * self.residual**2 / self.curvature if self.curvature else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -175,6 +175,7 @@ def gradient_check(
 
     Raises:
         UsageError: the model has no parameters to train, or an argument has a wrong value.
+        UnsupportedError: the posterior is not normal, so that draws from it have no gradients here.
         DataError, ModelError: as for `evaluate`.
     """
     require_rereadable("data", data)

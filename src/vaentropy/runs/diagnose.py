@@ -88,7 +88,8 @@ def _with_command(finding: Finding, folder: RunFolder, config: RunConfig) -> Fin
     }
     if config.model == "vae0":
         commands["fixed_variance"] = "continue {} --model vae1"
-        del commands["variance"]
+        # `calibrate` is for runs whose σ² is learned.
+        del commands["variance"], commands["prior_mismatch"]
     if finding.kind == "collapsed" and "prune(" in finding.remedy:
         commands["collapsed"] = "prune {}"
     if finding.kind not in commands or (finding.level == "note" and finding.kind != "collapsed"):

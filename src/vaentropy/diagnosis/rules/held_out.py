@@ -1,7 +1,5 @@
 """Rules: data that were not trained on."""
 
-import math
-
 from vaentropy.diagnosis.evidence import Evidence
 from vaentropy.diagnosis.report import Finding, Number
 from vaentropy.diagnosis.rules.finding import exceeds, finding
@@ -11,12 +9,9 @@ __all__ = ["overfitting"]
 
 def overfitting(e: Evidence) -> Finding | None:
     """The held-out ELBO is lower than that of the training data."""
-    if e.held_out is None:
+    if e.held_out is None or e.lower_held_out is None or not exceeds(e, *e.lower_held_out):
         return None
-    train, held_out = e.train, e.held_out
-    lower, error = train.elbo - held_out.elbo, math.hypot(train.stderr.elbo, held_out.stderr.elbo)
-    if not exceeds(e, lower, error):
-        return None
+    train, held_out, (lower, error) = e.train, e.held_out, e.lower_held_out
     evidence = [
         Number("ELBO of the training data", train.elbo, train.stderr.elbo),
         Number("held out", held_out.elbo, held_out.stderr.elbo),

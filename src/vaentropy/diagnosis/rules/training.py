@@ -100,7 +100,6 @@ def not_stationary(e: Evidence) -> Finding | None:
 def _verdict(e: Evidence, at_stake: _AtStake) -> tuple[str, str]:
     """Of a point that is not stationary, verdict and remedy."""
     ratio = e.train.variance_ratio
-    calibrated = f"{at_stake.calibrated:.3g} of it at once by calibrate"
     if not e.moves_tested and at_stake.most > at_stake.step:
         verdict = "residuals are not 0: training has not reached a stationary point, or the model cannot reach any"
         return verdict, "train on; if the residuals stay, the parameters cannot make the moves that they belong to"
@@ -118,10 +117,8 @@ def _verdict(e: Evidence, at_stake: _AtStake) -> tuple[str, str]:
         return verdict, remedy
     remedy = f"train on: gains at least {at_stake.most:.3g} nats"
     if at_stake.calibrated > e.thresholds.tolerance:
-        remedy += f", {calibrated}"
-    if e.held_out is not None and exceeds(
-        e, e.train.elbo - e.held_out.elbo, math.hypot(e.train.stderr.elbo, e.held_out.stderr.elbo)
-    ):
+        remedy += f", {at_stake.calibrated:.3g} of it at once by calibrate"
+    if e.lower_held_out is not None and exceeds(e, *e.lower_held_out):
         return verdict, remedy + "; on the training data, that is: held out it is lower already, see overfitting"
     return verdict, remedy + "; lower the learning rate towards the end"
 

@@ -76,7 +76,7 @@ HEADS = {
 
 
 def theorem_conditions(e: Evidence) -> Finding | None:
-    """The parameters cannot make a move, so that a residual stays however long the model is trained."""
+    """No way was found in which the parameters make a move: a residual then stays however long the model is trained."""
     moves = e.gradients.moves if e.gradients else {}
     fixed = "decoder" if e.variance_is_fixed else None  # a finding of its own
     left = {name: move for name, move in moves.items() if not e.can_move(name) and name != fixed}
