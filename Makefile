@@ -9,7 +9,7 @@ PARALLEL := -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test slow coverage lint format clean
+.PHONY: help venv demo test slow bench coverage lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,10 @@ test: $(STAMP) ## run the tests, without the slow ones
 # pytest's exit status 5 says that no test is marked slow, which is no failure.
 slow: $(STAMP) ## run only the tests marked slow
 	$(BIN)/python -m pytest $(PARALLEL) -m slow || test $$? -eq 5
+
+# BENCH="step replicates" runs these two; the figures of docs/performance.md take an hour on a quiet machine.
+bench: $(STAMP) ## run the benchmarks, which print ratios to a peer or a floor
+	$(BIN)/python -m benchmarks $(BENCH)
 
 coverage: $(STAMP) ## run all tests and list the lines that none of them reaches
 	$(BIN)/python -m pytest -m "slow or not slow" --cov --cov-report=term-missing

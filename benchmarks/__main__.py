@@ -1,0 +1,38 @@
+"""`python -m benchmarks [NAME ...]`: run benchmarks, print their tables, and leave JSON and Markdown."""
+
+import argparse
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+from vaentropy.errors import VaentropyError
+
+# Module of each, whose `run(quick)` returns a Result; in the order in which they run.
+NAMES = ("step",)
+
+
+def main() -> int:
+    """Exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run; default: all of {', '.join(NAMES)}")
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the figures mean little")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder (default: %(default)s)")
+    chosen = parser.parse_args()
+    if unknown := [name for name in chosen.names if name not in NAMES]:
+        parser.error(f"benchmark {unknown[0]!r} given, expected one of {', '.join(NAMES)}")
+    for name in chosen.names or NAMES:
+        print(f"{name} ...", file=sys.stderr)
+        start = time.perf_counter()
+        try:
+            result = import_module(f"benchmarks.{name}").run(quick=chosen.quick)
+        except VaentropyError as error:
+            parser.error(f"{name}: {error}")
+        result.save(chosen.out, name)
+        print(result.markdown(), flush=True)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""What a benchmark found: rows of a table, as JSON and Markdown, with the machine they were measured on."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["Result", "machine"]
+
+
+def machine() -> dict[str, Any]:
+    """Device, versions and threads: what the figures depend on."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit.stdout.strip() or None,
+    }
+
+
+@dataclass(frozen=True)
+class Result:
+    """One benchmark's outcome.
+
+    Attributes:
+        title: what was asked.
+        rows: of the table, one mapping from column to text or number each; equal columns in all.
+        notes: what a reader has to know besides, one line each; what was skipped, and why.
+        machine: that it was measured on.
+        data: what a figure is drawn from; in JSON alone.
+    """
+
+    title: str
+    rows: Sequence[Mapping[str, Any]]
+    notes: Sequence[str] = ()
+    machine: Mapping[str, Any] = field(default_factory=machine)
+    data: Any = None
+
+    def markdown(self) -> str:
+        """A table, with its title above and the notes below."""
+        columns = list(self.rows[0]) if self.rows else []
+        lines = [f"### {self.title}", ""]
+        if columns:
+            lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+            lines += ["| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in self.rows]
+        lines += [f"\n{note}" for note in self.notes]
+        where = ", ".join(f"{name} {value}" for name, value in self.machine.items() if value is not None)
+        return "\n".join([*lines, "", f"Measured on: {where}.", ""])
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write NAME.json and NAME.md."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(json.dumps(asdict(self), indent=1, default=str) + "\n")
+        (folder / f"{name}.md").write_text(self.markdown())
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
