@@ -60,9 +60,11 @@ def normal_cross_log_prob(mean: Tensor, log_variance: Tensor, prior_mean: Tensor
     return -0.5 * (LOG_2PI + prior_log_variance + second_moment * torch.exp(-prior_log_variance))
 
 
-def normal_kl(mean: Tensor, log_variance: Tensor, prior_mean: Tensor, prior_log_variance: Tensor) -> Tensor:
-    """KL(N(mean, τ²) ‖ N(m0, α²)), element by element, nats; the arguments broadcast."""
-    return -normal_entropy(log_variance) - normal_cross_log_prob(mean, log_variance, prior_mean, prior_log_variance)
+def normal_kl(mean: Tensor, log_variance: Tensor, prior_mean: Tensor | None, prior_log_variance: Tensor) -> Tensor:
+    """KL(N(mean, τ²) ‖ N(m0, α²)), element by element, nats; the arguments broadcast, and m0 = 0 where it is None."""
+    distance = mean if prior_mean is None else mean - prior_mean
+    second_moment = distance.square() + log_variance.exp()
+    return 0.5 * (second_moment * torch.exp(-prior_log_variance) + (prior_log_variance - log_variance - 1))
 
 
 class DiagonalNormal(Distribution):

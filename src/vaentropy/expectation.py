@@ -40,6 +40,7 @@ class Nodes:
     uniform: bool = True
 
 
+@lru_cache(maxsize=16)
 def _uniform(num_samples: int) -> Tensor:
     return torch.full((num_samples,), 1 / num_samples, dtype=torch.float64)
 

@@ -6,7 +6,6 @@ logits, log-rates and log-variances are affine in the features, as the theorem a
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +16,7 @@ from torch.distributions import Distribution, Independent
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_number
-from vaentropy.distributions import DiagonalNormal, LogRatePoisson, normal_entropy, normal_log_prob
+from vaentropy.distributions import LOG_2PI, DiagonalNormal, LogRatePoisson
 from vaentropy.errors import UsageError, shown
 
 __all__ = ["Bernoulli", "Gaussian", "Head", "Likelihood", "Poisson"]
@@ -186,6 +185,8 @@ class GaussianHead(Head):
             assert not isinstance(self.likelihood.variance, str)
             return torch.full((), math.log(self.likelihood.variance), dtype=features.dtype, device=features.device)
         raw = self.log_variance(features) if isinstance(self.log_variance, nn.Module) else self.log_variance
+        if not raw.requires_grad:
+            return raw.clamp(min=math.log(self.likelihood.floor))
         return _LowerBound.apply(raw, math.log(self.likelihood.floor))  # type: ignore[return-value]
 
     def at_floor(self, features: Tensor) -> float:
@@ -207,12 +208,33 @@ class GaussianHead(Head):
         adapt: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """See `Head.log_prob_and_entropy`."""
-        mean = self.mean(features)
-        if adapt:
-            self._adapt((x - mean).detach().square(), features, observed, weights, adapt)
-        log_variance = self.log_variance_at(features)
-        entropy = normal_entropy(log_variance).expand(mean.shape)
-        return _sum(normal_log_prob(x, mean, log_variance), observed), _sum(entropy, observed)
+        squared_error = (x - self.mean(features)).square().flatten(1)
+        counted = None if observed is None else observed.flatten(1)
+        if counted is not None:
+            squared_error = torch.where(counted, squared_error, 0)
+        num_values = squared_error.shape[1] if counted is None else counted.sum(1).to(squared_error)
+        if isinstance(self.log_variance, nn.Module):
+            if adapt:
+                self._adapt_function(squared_error.detach(), features, counted, weights, adapt)
+            log_variances = self.log_variance_at(features).flatten(1)
+            squares = (squared_error * torch.exp(-log_variances)).sum(1)
+            if counted is not None:
+                log_variances = torch.where(counted, log_variances, 0)
+            log_normaliser = num_values * LOG_2PI + log_variances.sum(1)
+        elif self.log_variance is None or self.log_variance.ndim == 0:
+            errors = squared_error.sum(1)
+            if adapt:
+                self._adapt_constant(errors.detach(), num_values, weights, adapt)
+            log_variance = self.log_variance_at(features)
+            squares, log_normaliser = errors * torch.exp(-log_variance), num_values * (LOG_2PI + log_variance)
+        else:
+            counts = 1 if counted is None else counted.to(squared_error)
+            if adapt:
+                self._adapt_constant(squared_error.detach(), counts, weights, adapt)
+            log_variance = self.log_variance_at(features).flatten()
+            squares = squared_error @ torch.exp(-log_variance)
+            log_normaliser = (counts * (LOG_2PI + log_variance)).sum(-1)
+        return -0.5 * (log_normaliser + squares), (0.5 * (log_normaliser + num_values)).expand(squares.shape)
 
     @torch.no_grad()
     def rescale(self, factor: Tensor) -> None:
@@ -243,50 +265,46 @@ class GaussianHead(Head):
         return ratio.flatten() if ratio.numel() == bias.numel() else ratio.flatten(1).mean(1)
 
     @torch.no_grad()
-    def _adapt(
-        self,
-        squared_error: Tensor,
-        features: Tensor,
-        observed: Tensor | None,
-        weights: Tensor | None,
-        step: float,
-    ) -> None:
-        parameters = self.variance_parameters()
-        if not parameters:
+    def _adapt_constant(self, errors: Tensor, num_values: Tensor | int, weights: Tensor | None, step: float) -> None:
+        """Move a σ² that all points share: squared errors and numbers of values (B,), or (B, D) per feature."""
+        if not self.variance_parameters():
             return
-        (log_variance,) = parameters
-        log_floor = math.log(self.likelihood.floor)
-        w = squared_error.new_full((len(squared_error),), 1 / len(squared_error)) if weights is None else weights
-        if isinstance(self.log_variance, nn.Module):
-            raw = self.log_variance(features)
-            ratio = self._mean(squared_error * torch.exp(-raw.clamp(min=log_floor)), observed, w, self._per_bias, 1.0)
-            shift = torch.log1p(step * (ratio - 1))
-            # Not further down than to where all of a feature's variances are at the floor: it has to find back.
-            highest = raw.flatten(2).amax((0, 2)) if raw.ndim > 2 and raw[0].numel() != shift.numel() else None
-            highest = raw.flatten(1).amax(0) if highest is None else highest
-            log_variance.add_(torch.maximum(shift, (log_floor - highest).clamp(max=0)))
+        (log_variance,) = self.variance_parameters()
+        variance, mean_error = log_variance.exp(), _mean(errors, weights).reshape(log_variance.shape)
+        if isinstance(num_values, int):
+            optimum = mean_error / num_values
         else:
-            variance = log_variance.exp()
-            pooled = torch.mean if log_variance.ndim == 0 else lambda each: each
-            optimum = self._mean(squared_error, observed, w, pooled, variance)
-            moved = (variance + step * (optimum - variance)).clamp(min=self.likelihood.floor).log()
-            # Through exp and log, σ² of a feature without observed values would drift by rounding errors.
-            log_variance.copy_(moved if observed is None else torch.where(optimum == variance, log_variance, moved))
+            count = _mean(num_values, weights).reshape(log_variance.shape)
+            optimum = torch.where(count > 0, mean_error / count, variance)
+        moved = torch.lerp(variance, optimum, step).clamp_(min=self.likelihood.floor).log_()
+        # Through exp and log, σ² of a feature without observed values would drift by rounding errors.
+        log_variance.copy_(
+            moved if isinstance(num_values, int) else torch.where(optimum == variance, log_variance, moved)
+        )
 
-    @staticmethod
-    def _mean(
-        values: Tensor,
-        observed: Tensor | None,
-        weights: Tensor,
-        pooled: Callable[[Tensor], Tensor],
-        otherwise: Tensor | float,
-    ) -> Tensor:
-        """Weighted mean over the points (B,) and the features that `pooled` takes together; only of observed values."""
-        if observed is None:
-            return pooled(torch.tensordot(weights, values, 1))
-        total = pooled(torch.tensordot(weights, torch.where(observed, values, 0), 1))
-        weight = pooled(torch.tensordot(weights, observed.to(values), 1))
-        return torch.where(weight > 0, total / weight, otherwise)
+    @torch.no_grad()
+    def _adapt_function(
+        self, squared_error: Tensor, features: Tensor, counted: Tensor | None, weights: Tensor | None, step: float
+    ) -> None:
+        """Move the bias of log σ²(z), by one factor per bias; `squared_error` and `counted` are (B, D)."""
+        assert isinstance(self.log_variance, nn.Module)
+        log_variance, log_floor = bias_of(self.log_variance), math.log(self.likelihood.floor)
+        raw = self.log_variance(features)
+        ratios = squared_error * torch.exp(-raw.flatten(1).clamp(min=log_floor))
+        total = self._per_bias(_mean(ratios, weights).reshape(raw.shape[1:]))
+        if counted is None:
+            ratio = total
+        else:
+            count = self._per_bias(_mean(counted.to(ratios), weights).reshape(raw.shape[1:]))
+            ratio = torch.where(count > 0, total / count, 1)
+        # Not further down than to where all of a feature's variances are at the floor: it has to find back.
+        per_bias = raw.flatten(2).amax((0, 2)) if raw[0].numel() != ratio.numel() else raw.flatten(1).amax(0)
+        log_variance.add_(torch.maximum(torch.log1p(step * (ratio - 1)), (log_floor - per_bias).clamp(max=0)))
+
+
+def _mean(rows: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean over the points (B, D), weighted by (B,)."""
+    return rows.mean(0) if weights is None else weights @ rows
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ class VAE(nn.Module):
             return rows if num_nodes == 1 else rows.expand(num_nodes, *rows.shape).flatten(0, 1)
 
         counted = None if observed is None else repeated(observed)
-        per_row = None if weights is None else weights.to(x).repeat_interleave(batch_size) / batch_size
+        per_row = None if weights is None or not adapt else weights.to(x).repeat_interleave(batch_size) / batch_size
         log_prob, entropy = self.head.log_prob_and_entropy(
             repeated(x), features, observed=counted, weights=per_row, adapt=adapt
         )
@@ -217,12 +217,14 @@ class VAE(nn.Module):
             self._adapt_prior(mean, log_variance, adapt)
 
         def average(value: Tensor) -> Tensor:
+            if num_nodes == 1:
+                return value
             value = value.unflatten(0, (num_nodes, batch_size))
             return value.mean(0) if weights is None else torch.tensordot(weights.to(value), value, 1)
 
         return ElboTerms(
             reconstruction=average(log_prob),
-            kl=normal_kl(mean, log_variance, torch.zeros_like(self.prior_log_variance), self.prior_log_variance),
+            kl=normal_kl(mean, log_variance, None, self.prior_log_variance),
             encoder_entropy=normal_entropy(log_variance).sum(-1),
             prior_entropy=normal_entropy(self.prior_log_variance).sum(),
             decoder_entropy=average(entropy),

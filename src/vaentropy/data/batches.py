@@ -65,7 +65,8 @@ class Batches:
     def _of_tensor(self, x: Tensor, number: int, start: int) -> Iterator[Tensor]:
         order = torch.randperm(len(x), generator=generator_of(self.seed, "order", number), device="cpu").to(x.device)
         for batch in range(start, len(self)):
-            yield x[order[self._bound(batch) : self._bound(batch + 1)]]
+            # Not x[...], which takes twice as long.
+            yield x.index_select(0, order[self._bound(batch) : self._bound(batch + 1)])
 
     def _of_source(self, source: Source, number: int, start: int) -> Iterator[Tensor]:
         windows = self._windows(source, number)

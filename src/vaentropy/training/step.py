@@ -35,10 +35,13 @@ def training_step(
         adapt: how far analytic variances move, see `VAE.elbo_terms`; 0 where they are learned by gradient.
         clip_norm: largest norm of the gradient; None does not clip.
     """
-    optimizer.zero_grad(set_to_none=True)
+    for parameter in _parameters(optimizer):
+        # What optimizer.zero_grad() does, in a tenth of its time.
+        parameter.grad = None
     weights = None if nodes.uniform else nodes.weights
     terms = model.elbo_terms(x, nodes.noise, weights, observed=observed, adapt=adapt)
-    loss = beta * terms.kl.sum(-1).mean() - terms.reconstruction.mean()
+    kl = terms.kl.sum(-1)
+    loss = ((kl if beta == 1 else beta * kl) - terms.reconstruction).mean()
     if model.columns == "penalty":
         loss = loss + model.penalty()
     loss.backward()
@@ -65,11 +68,12 @@ class RunningSums:
     def add(self, terms: ElboTerms) -> None:
         """Count one batch."""
         size = len(terms.reconstruction)
-        # Means of KL are over points alone: its latents are summed.
-        means = [terms.kl.sum() / size if name == "kl" else getattr(terms, name).mean() for name in self.NAMES]
+        kl, prior_entropy = terms.kl.sum(-1), terms.prior_entropy.expand(size)
+        rows = [terms.reconstruction, kl, terms.encoder_entropy, prior_entropy, terms.decoder_entropy]
         # In float32 the sums of many batches would be off by more than the gaps that are read from them.
-        batch = torch.stack(means).to(torch.float32 if means[0].device.type == "mps" else torch.float64) * size
-        self.total = batch if self.total is None else self.total + batch
+        wide = torch.float32 if kl.device.type == "mps" else torch.float64
+        batch = torch.stack(rows).sum(1, dtype=wide)
+        self.total = batch if self.total is None else self.total.add_(batch)
         self.num_points += size
 
     def read(self) -> dict[str, float]:
