@@ -16,8 +16,8 @@ from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation
 from vaentropy.progress import Report
 from vaentropy.results import Evaluation
-from vaentropy.rows import fill_missing
 from vaentropy.training.checkpoint import Checkpoints
+from vaentropy.training.compiling import COMPILING_PAYS, Compiled
 from vaentropy.training.data import TrainingData
 from vaentropy.training.floor import at_floor
 from vaentropy.training.history import History, Row
@@ -25,7 +25,7 @@ from vaentropy.training.interruption import Interrupted, Interruption
 from vaentropy.training.schedules import CYCLE_RISE, LEARNING_RATES, as_schedule
 from vaentropy.training.settings import Settings, require_same
 from vaentropy.training.state import Snapshot, TrainingState
-from vaentropy.training.step import RunningSums, training_step
+from vaentropy.training.step import Objective, RunningSums, objective, training_step
 
 __all__ = ["Loop"]
 
@@ -75,12 +75,20 @@ class Loop:
         self.num_steps = self.settings.epochs * len(self.data)
         # An epoch of large data may take an hour; a step of small ones takes less than to draw the bar.
         self.show_every = max(MIN_STEPS_SHOWN, self.num_steps // 1000)
+        self.objective = self._objective()
         self.epoch_start = self.state.snapshot()
         self.best: Snapshot | None = None
         self.clock = time.perf_counter()
         self.shown, self.note = 0, ""
         # What a checkpoint has to have been made under.
         self.circumstances = {**self.settings.describe(), **self.data.describe()} if self.checkpoints else {}
+
+    def _objective(self) -> Objective:
+        compiled = self.settings.compile
+        if compiled is None:
+            # Measured on the CPU alone.
+            compiled = self.num_steps >= COMPILING_PAYS and self.state.noise.device.type == "cpu"
+        return Compiled() if compiled else objective
 
     def begin(self, *, resume: bool) -> None:
         """Go to the newest checkpoint, or write the first one.
@@ -168,15 +176,16 @@ class Loop:
         for group, highest in zip(state.optimizer.param_groups, self.highest_rates, strict=True):
             group["lr"] = highest * factor
         observed = None
-        if settings.missing == "ignore":
-            batch, observed = fill_missing(batch)
+        if self.data.may_be_missing:
+            observed = ~batch.isnan()
+            batch = batch.masked_fill(~observed, 0.0)
         nodes = settings.expectation.nodes(
             len(batch), state.model.latent_shape, generator=state.noise, dtype=batch.dtype
         )
         analytic = settings.variances == "analytic"
         # A smaller batch moves the running mean less.
         adapt = 1 - settings.variance_momentum ** (len(batch) / settings.batch_size) if analytic else 0.0
-        terms = training_step(
+        sums = training_step(
             state.model,
             batch,
             nodes,
@@ -185,8 +194,10 @@ class Loop:
             beta=self.beta_at(done),
             adapt=adapt,
             clip_norm=settings.clip_norm,
+            precision=settings.precision,  # type: ignore[arg-type]  # checked by Settings
+            objective=self.objective,
         )
-        state.sums.add(terms)
+        state.sums.add(sums, len(batch))
         progress.step += 1
 
     def _means(self) -> dict[str, float]:

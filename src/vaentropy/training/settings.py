@@ -8,6 +8,7 @@ from vaentropy.checks import require_count, require_instance, require_number, re
 from vaentropy.errors import UsageError, shown
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.training.schedules import LEARNING_RATES, Beta, as_schedule
+from vaentropy.training.step import Precision
 
 __all__ = ["Schedule", "Settings", "Variances", "require_same"]
 
@@ -40,6 +41,8 @@ class Settings:
     patience: int | None = None
     plateau: float | None = None
     max_rollbacks: int = 3
+    compile: bool | None = None
+    precision: str = "full"
     missing: str = "error"
     seed: int = 0
 
@@ -57,7 +60,14 @@ class Settings:
         for name in ("expectation", "evaluation_expectation"):
             require_instance(name, getattr(self, name), Expectation, "an Expectation such as MonteCarlo(16)")
         require_seed(self.seed)
-        choices = {"schedule": tuple(LEARNING_RATES), "variances": get_args(Variances), "missing": ("error", "ignore")}
+        choices = {
+            "schedule": tuple(LEARNING_RATES),
+            "variances": get_args(Variances),
+            "missing": ("error", "ignore"),
+            "precision": get_args(Precision),
+        }
+        if self.compile not in (True, False, None):
+            raise UsageError(f"compile={shown(self.compile)} given, expected True, False or None")
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name}={shown(getattr(self, name))} given, expected one of {', '.join(allowed)}")
