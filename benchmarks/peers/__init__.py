@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -148,10 +148,8 @@ def _answer(process: subprocess.Popen[str], talk: IO[str], **request: int) -> di
 
 def _end(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None and process.stdout is not None
-    try:
+    with suppress(OSError):  # it is gone already
         process.stdin.close()
-    except OSError:
-        pass  # it is gone already
     try:
         process.wait(SECONDS_TO_END)
     except subprocess.TimeoutExpired:
