@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import time_to_elbo
-from benchmarks.published import PublishedVAE, Training
+from benchmarks import published, time_to_elbo
 from vaentropy import LinearVAE, MonteCarlo, evaluate
 from vaentropy.moments import DataMoments
 
@@ -15,22 +14,22 @@ KINDS = {
 }
 
 
-def make(kind: str) -> tuple[PublishedVAE, torch.Tensor]:
+def make(kind: str) -> tuple[published.PublishedVAE, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = PublishedVAE(5, 2, **KINDS[kind]).double()
+        model = published.PublishedVAE(5, 2, **KINDS[kind]).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-    return model, torch.randn(300, 5, generator=generator, dtype=torch.float64)
+    return model, torch.randn(150, 5, generator=generator, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_objective_and_entropies_are_those_of_evaluate(kind):
     model, x = make(kind)
-    elbo, encoder, prior, decoder = Training(model, x, num_samples=400).evaluate()
-    other = evaluate(model, x, expectation=MonteCarlo(400, seed=7))
+    elbo, encoder, prior, decoder = published.Training(model, x, num_samples=200).evaluate()
+    other = evaluate(model, x, expectation=MonteCarlo(200, seed=7))
     # Two estimates, each with this error.
     assert elbo == pytest.approx(other.elbo, abs=4 * 2**0.5 * other.mc_stderr.elbo)
     assert encoder == pytest.approx(other.entropies.encoder, rel=1e-9)
@@ -49,8 +48,8 @@ def test_objective_of_the_linear_model_is_the_closed_form():
         closed.latent_log_variance.copy_(2 * torch.nn.functional.softplus(model.latent_scale).log())
         closed.log_variance.copy_(2 * torch.nn.functional.softplus(model.scale).log())
         exact = float(closed.elbo(DataMoments.of(x)))
-    error = evaluate(model, x, expectation=MonteCarlo(400)).mc_stderr.elbo
-    assert Training(model, x, num_samples=400).evaluate()[0] == pytest.approx(exact, abs=4 * error)
+    error = evaluate(model, x, expectation=MonteCarlo(200)).mc_stderr.elbo
+    assert published.Training(model, x, num_samples=200).evaluate()[0] == pytest.approx(exact, abs=4 * error)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,7 +70,7 @@ def test_gradient_is_that_of_finite_differences(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_raises_the_elbo_and_its_clock_runs(kind):
     model, x = make(kind)
-    training = Training(model, x, num_samples=10)
+    training = published.Training(model, x, num_samples=10)
     first = evaluate(model, x).elbo
     epochs = [training.epoch() for _ in range(5)]
     assert evaluate(model, x).elbo > first + 0.05
@@ -82,11 +81,12 @@ def test_training_raises_the_elbo_and_its_clock_runs(kind):
 
 def test_training_leaves_the_global_generator_alone_and_repeats_itself():
     before = torch.get_rng_state()
-    elbos = [Training(*make("vae1"), num_samples=3, seed=seed).epoch().elbo for seed in (0, 0, 1)]
+    elbos = [published.Training(*make("vae1"), num_samples=3, seed=seed).epoch().elbo for seed in (0, 0, 1)]
     assert torch.equal(before, torch.get_rng_state())
     assert elbos[0] == elbos[1] != elbos[2]
 
 
+@pytest.mark.slow
 def test_quick_run_has_a_row_per_problem_and_skips_what_has_no_data(monkeypatch):
     monkeypatch.delenv("VAENTROPY_DATA", raising=False)
     result = time_to_elbo.run(quick=True)
