@@ -287,7 +287,7 @@ class GaussianHead(Head):
         else:
             count = _mean(num_values, weights).reshape(log_variance.shape)
             optimum = torch.where(count > 0, mean_error / count, variance)
-        moved = torch.lerp(variance, optimum, step).clamp_(min=self.likelihood.floor).log_()
+        moved = torch.lerp(variance, optimum, step).clamp(min=self.likelihood.floor).log()
         # Through exp and log, σ² of a feature without observed values would drift by rounding errors.
         log_variance.copy_(
             moved if isinstance(num_values, int) else torch.where(optimum == variance, log_variance, moved)
