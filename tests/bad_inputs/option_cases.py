@@ -42,6 +42,7 @@ OPTIONS = [
     with_options("batch-size-0", "--batch-size 0", "batch_size=0"),
     with_options("clip-norm-0", "--clip-norm 0", "clip_norm=0"),
     with_options("patience-without-held-out", "--patience 2 --held-out 0", "patience=2", "held"),
+    with_options("precision", "--precision fp16", "precision='fp16'", "bf16"),
     with_options("dtype-half", "--dtype float16", "dtype='float16'", "float64"),
     with_options("device-meta", "--device meta", "device='meta'", "cuda"),
     with_options("device-hpu", "--device hpu", "device='hpu'", "cuda"),
