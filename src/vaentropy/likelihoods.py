@@ -31,7 +31,9 @@ class _LowerBound(torch.autograd.Function):
     A plain clamp has no gradient below the bound, so a variance that once fell there could never recover.
     """
 
-    generate_vmap_rule = True
+    @staticmethod
+    def vmap(info, in_dims, x: Tensor, bound: float) -> tuple[Tensor, int]:
+        return _LowerBound.apply(x, bound), in_dims[0]  # type: ignore[return-value]
 
     @staticmethod
     def forward(x: Tensor, bound: float) -> Tensor:
@@ -164,6 +166,8 @@ class GaussianHead(Head):
     """Layers of a `Gaussian` likelihood."""
 
     log_variance: nn.Parameter | nn.Module | None  # () or data_shape; or a layer; None where σ² is fixed
+    # Set where it runs under torch.vmap, in which a tensor does not tell that it has a gradient.
+    gradient_unseen = False
 
     def __init__(self, likelihood: Gaussian, features_shape: tuple[int, ...], data_shape: tuple[int, ...]):
         super().__init__()
@@ -194,7 +198,7 @@ class GaussianHead(Head):
         return self._bounded(raw)
 
     def _bounded(self, raw: Tensor) -> Tensor:
-        if not raw.requires_grad:
+        if not (raw.requires_grad or self.gradient_unseen):
             return raw.clamp(min=math.log(self.likelihood.floor))
         return _LowerBound.apply(raw, math.log(self.likelihood.floor))  # type: ignore[return-value]
 
@@ -287,7 +291,7 @@ class GaussianHead(Head):
         else:
             count = _mean(num_values, weights).reshape(log_variance.shape)
             optimum = torch.where(count > 0, mean_error / count, variance)
-        moved = torch.lerp(variance, optimum, step).clamp_(min=self.likelihood.floor).log_()
+        moved = torch.lerp(variance, optimum, step).clamp(min=self.likelihood.floor).log()
         # Through exp and log, σ² of a feature without observed values would drift by rounding errors.
         log_variance.copy_(
             moved if isinstance(num_values, int) else torch.where(optimum == variance, log_variance, moved)

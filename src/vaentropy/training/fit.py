@@ -29,7 +29,7 @@ from vaentropy.training.state import TrainingState
 from vaentropy.training.step import Precision
 from vaentropy.vae import VAE
 
-__all__ = ["fit"]
+__all__ = ["fit", "prepared"]
 
 
 def fit(
@@ -157,9 +157,7 @@ def fit(
     if device.type == "cpu" and any(parameter.ndim == 4 for parameter in model.parameters()):
         # Weights of convolutions: a step takes 0.8 times as long (docs/performance.md). Their values stay.
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-    mode = nullcontext() if model.training else in_mode(model, "train", keep_buffers=False)
-    frozen = _frozen(model.variance_parameters()) if variances == "analytic" else nullcontext()
-    with mode, frozen, seeded(seed, device), interruption(checkpoints is not None) as interrupted:
+    with prepared(model, variances), seeded(seed, device), interruption(checkpoints is not None) as interrupted:
         how = {"batch_size": batch_size, "seed": seed, "missing": missing}
         x = TrainingData(model, data, "data", **how)
         x_held_out = None if empty else TrainingData(model, held_out, "held_out", **how)  # type: ignore[arg-type]
@@ -179,6 +177,14 @@ def fit(
             loop.begin(resume=resume)
             loop.run()
     return loop.history
+
+
+@contextmanager
+def prepared(model: VAE, variances: Variances) -> Iterator[None]:
+    """A model as it is while it trains: in train mode, and without gradients for what is set in closed form."""
+    mode = nullcontext() if model.training else in_mode(model, "train", keep_buffers=False)
+    with mode, _frozen(model.variance_parameters()) if variances == "analytic" else nullcontext():
+        yield
 
 
 @contextmanager

@@ -78,6 +78,12 @@ class Settings:
         """Epochs from one evaluation of the held-out data to the next."""
         return self.evaluate_every or max(1, self.epochs // NUM_EVALUATIONS)
 
+    def adapt(self, num_points: int) -> float:
+        """How far a step on so many points moves analytic variances; 0 where they are learned by gradient."""
+        # A smaller batch moves the running mean less.
+        analytic = self.variances == "analytic"
+        return 1 - self.variance_momentum ** (num_points / self.batch_size) if analytic else 0.0
+
     def describe(self) -> dict[str, str]:
         """Each setting as text, so that a checkpoint can tell whether it was made under the same ones."""
 
