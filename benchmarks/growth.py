@@ -242,8 +242,8 @@ def _notes(points: Sequence[Mapping[str, Any]]) -> list[str]:
     base, of_n = Setting(), AXES["N"].base
     notes = [
         f"Seconds of one epoch of `fit` (batches of {BATCH_SIZE}, not compiled, without its final evaluations) and of "
-        f"one pass of `evaluate`. Base: N = {base.num_points:,}, D = {base.data_dim}, H = {base.latent_dim}, one "
-        f"sample (K), hidden layers of 50 and 50; one of these varied at a time. N is varied at D = {of_n.data_dim}. R > 1 is "
+        f"one pass of `evaluate`. Base: N = {base.num_points:,}, D = {base.data_dim}, H = {base.latent_dim}, K = 1 "
+        f"sample, hidden layers of 50 and 50; one of these varied at a time, N at D = {of_n.data_dim}. R > 1 is "
         "`fit_replicates`: an epoch of every model.",
         "MB at the peak beyond data and libraries, each in a fresh process: model, optimiser and all that is computed. "
         f"Below {LEAST_MEMORY:g} MB counts as that. Slopes: of the logarithms, over the largest {POINTS_OF_SLOPE} "
@@ -290,6 +290,7 @@ def figure(result: Result) -> "Figure":
         axes[1, column].set_xlabel(LABELS[name])
     for one in axes.flat:
         one.set(xscale="log", yscale="log")
+        one.minorticks_off()
         one.spines[["top", "right"]].set_visible(False)
         one.grid(alpha=0.25)
         _linear(one)
