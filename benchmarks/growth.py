@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+import torch._dynamo  # the first optimiser of a process takes a second for it; here once, before the forks
 
 from benchmarks.results import Result
 from vaentropy import MonteCarlo, evaluate, vae1
-from vaentropy.training import fit
+from vaentropy.training import fit, fit_replicates
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["AXES", "Axis", "Setting", "cost", "figure", "run", "slope"]
 
 HIDDEN, BATCH_SIZE = (50, 50), 200
-MOST_REPETITIONS = 10
+MOST_REPETITIONS, NEVER_REACHED = 10, 100_000
 SECONDS_ENOUGH, SECONDS_TOO_MANY = 1.0, 4.0  # of three repetitions or more, and of fewer
 POINTS_OF_SLOPE = 3
 MEGABYTE = 1e6
@@ -90,7 +91,7 @@ def cost(operation: str, setting: Setting) -> dict[str, Any]:
         "seconds": of one; "low" and "high": of the fastest and slowest; "megabytes": beyond the data, the model and
         its optimiser included, None where the system does not tell.
     """
-    work = {"fit": _fit if setting.num_replicates == 1 else _fit_replicates, "evaluate": _evaluate}[operation]
+    work = {"fit": _fit, "evaluate": _evaluate}[operation]
     work(Setting(num_points=64, data_dim=4, latent_dim=1), torch.rand(64, 4))  # what is loaded at the first call
     x = torch.rand(setting.num_points, setting.data_dim, generator=torch.Generator().manual_seed(0))
     gc.collect()
@@ -112,35 +113,29 @@ class _EnoughError(Exception):
 
 
 def _fit(setting: Setting, x: torch.Tensor) -> list[float]:
-    seconds, begun = [], time.perf_counter()
+    """Epochs of `fit`; of several models one of each, by `fit_replicates`."""
+    seconds, rows, begun = [], 0, time.perf_counter()
 
-    def end_epoch(row: object) -> None:
-        nonlocal begun
+    def end_epoch(*_: object) -> None:
+        nonlocal rows, begun
+        rows += 1
+        if rows % setting.num_replicates:
+            return
         seconds.append(time.perf_counter() - begun)
         if _enough(seconds):
             raise _EnoughError
         begun = time.perf_counter()
 
-    model, expectation = _model(setting), MonteCarlo(setting.num_samples)
-    # Compiling has a benchmark of its own: here it would be most of the time and memory of a short training.
-    options = {"epochs": MOST_REPETITIONS + 1, "batch_size": BATCH_SIZE, "progress": False, "compile": False}
+    options = {"batch_size": BATCH_SIZE, "expectation": MonteCarlo(setting.num_samples)}
+    options |= {"epochs": NEVER_REACHED, "progress": False, "on_epoch": end_epoch}
+    models = [_model(setting) for _ in range(setting.num_replicates)]
     with suppress(_EnoughError):
-        fit(model, x, expectation=expectation, on_epoch=end_epoch, **options)
+        if len(models) > 1:
+            fit_replicates(models, x, **options)
+        else:
+            # Compiling has a benchmark of its own: here it would be most of the time and memory of a short training.
+            fit(models[0], x, compile=False, **options)
     return seconds
-
-
-def _fit_replicates(setting: Setting, x: torch.Tensor) -> list[float]:
-    from vaentropy.training import fit_replicates  # type: ignore[attr-defined]
-
-    def seconds_of(epochs: int) -> float:
-        models, seeds = [_model(setting) for _ in range(setting.num_replicates)], range(setting.num_replicates)
-        start = time.perf_counter()
-        fit_replicates(models, x, seeds=list(seeds), epochs=epochs, batch_size=BATCH_SIZE)
-        return time.perf_counter() - start
-
-    # Without what comes before the first epoch and after the last one.
-    once = seconds_of(1)
-    return [(seconds_of(3) - once) / 2]
 
 
 def _evaluate(setting: Setting, x: torch.Tensor) -> list[float]:
@@ -182,11 +177,8 @@ def _status(name: str) -> float:
 
 def run(quick: bool) -> Result:
     """Seconds and memory of one epoch of `fit` and one pass of `evaluate` along each axis, one varied at a time."""
-    points, notes = [], []
+    points = []
     for name, axis in AXES.items():
-        if name == "R" and (missing := _without_replicates()):
-            notes.append(missing)
-            continue
         axis = axis._replace(base=QUICK) if quick else axis
         for operation in axis.operations:
             for value, setting in axis.settings(quick):
@@ -194,18 +186,12 @@ def run(quick: bool) -> Result:
                 points.append({"axis": name, "operation": operation, "value": value, **found})
                 print(f"  {operation} at {name} = {value:,}: {_told(found)}", file=sys.stderr)
     data = {"base": asdict(QUICK if quick else Setting()), "points": points}
-    return Result("How cost grows", rows=list(table(points)), notes=[*notes, *_notes(points)], data=data, figure=figure)
+    return Result("How cost grows", rows=list(table(points)), notes=_notes(points), data=data, figure=figure)
 
 
 def _told(found: Mapping[str, Any]) -> str:
     memory = "" if found["megabytes"] is None else f", {found['megabytes']:.1f} MB"
     return f"{found['seconds']:.4g} s ({found['low']:.4g} to {found['high']:.4g}){memory}"
-
-
-def _without_replicates() -> str | None:
-    import vaentropy.training
-
-    return None if hasattr(vaentropy.training, "fit_replicates") else "Replicates skipped: no fit_replicates here yet."
 
 
 def _in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -255,9 +241,10 @@ def table(points: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 def _notes(points: Sequence[Mapping[str, Any]]) -> list[str]:
     base, of_n = Setting(), AXES["N"].base
     notes = [
-        f"Seconds of one epoch of `fit` (batches of {BATCH_SIZE}, without its final evaluations) and of one pass of "
-        f"`evaluate`, without compiling. Base: N = {base.num_points:,}, D = {base.data_dim}, H = {base.latent_dim}, one sample, hidden "
-        f"layers of 50 and 50; one of these varied at a time. N is varied at D = {of_n.data_dim}.",
+        f"Seconds of one epoch of `fit` (batches of {BATCH_SIZE}, not compiled, without its final evaluations) and of "
+        f"one pass of `evaluate`. Base: N = {base.num_points:,}, D = {base.data_dim}, H = {base.latent_dim}, K = 1 "
+        f"sample, hidden layers of 50 and 50; one of these varied at a time, N at D = {of_n.data_dim}. R > 1 is "
+        "`fit_replicates`: an epoch of every model.",
         "MB at the peak beyond data and libraries, each in a fresh process: model, optimiser and all that is computed. "
         f"Below {LEAST_MEMORY:g} MB counts as that. Slopes: of the logarithms, over the largest {POINTS_OF_SLOPE} "
         "values; 1 is linear, 0 constant.",
@@ -303,6 +290,7 @@ def figure(result: Result) -> "Figure":
         axes[1, column].set_xlabel(LABELS[name])
     for one in axes.flat:
         one.set(xscale="log", yscale="log")
+        one.minorticks_off()
         one.spines[["top", "right"]].set_visible(False)
         one.grid(alpha=0.25)
         _linear(one)

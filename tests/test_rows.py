@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vaentropy.errors import DataError
-from vaentropy.rows import as_tensor
+from vaentropy.rows import as_tensor, require_finite
 
 NAN = float("nan")
 
@@ -77,3 +77,31 @@ def test_series_and_arrays():
     assert as_tensor(pd.Series([1, 2])).tolist() == as_tensor(pl.Series([1, 2])).tolist() == [1, 2]
     with pytest.raises(DataError, match="LazyFrame given as data"):
         as_tensor(pl.DataFrame({"a": [1]}).lazy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_numbers_whose_sum_overflows_are_finite(dtype):
+    x = torch.full((3, 2), torch.finfo(dtype).max, dtype=dtype)
+    assert not x.sum().isfinite()
+    require_finite(x, "the data")
+    x[0, 0] = NAN
+    require_finite(x, "the data", missing=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "missing", "place"),
+    [
+        ([[1, 2], [float("inf"), -float("inf")]], False, "row 1, column 0 .* inf"),  # which cancel in no sum
+        ([[1, 2], [3, NAN]], False, "row 1, column 1 .* nan"),
+        ([[1, NAN], [3, -float("inf")]], True, "row 1, column 1 .* -inf"),
+        ([[NAN, float("inf")], [-float("inf"), 1]], True, "row 0, column 1 .* inf"),
+    ],
+)
+def test_the_first_number_that_is_not_finite_is_named(values, missing, place):
+    with pytest.raises(DataError, match=place):
+        require_finite(torch.tensor(values), "the data", missing=missing)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_no_data_are_finite_data(missing):
+    require_finite(torch.zeros(0, 2), "the data", missing=missing)
