@@ -9,7 +9,7 @@ from pathlib import Path
 from vaentropy.errors import VaentropyError
 
 # Module of each, whose `run(quick)` returns a Result; in the order in which they run.
-NAMES = ("step", "time_to_elbo")
+NAMES = ("time_to_elbo", "step", "compiling", "gpu", "growth")
 
 
 def main() -> int:

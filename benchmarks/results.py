@@ -3,14 +3,17 @@
 import json
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-__all__ = ["Result", "machine"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Result", "machine", "save_figure"]
 
 
 def machine() -> dict[str, Any]:
@@ -35,6 +38,7 @@ class Result:
         notes: what a reader has to know besides, one line each; what was skipped, and why.
         machine: that it was measured on.
         data: what a figure is drawn from; in JSON alone.
+        figure: draws this result, which is saved with it as SVG; None where there is nothing to draw.
     """
 
     title: str
@@ -42,6 +46,7 @@ class Result:
     notes: Sequence[str] = ()
     machine: Mapping[str, Any] = field(default_factory=machine)
     data: Any = None
+    figure: Callable[["Result"], "Figure"] | None = None
 
     def markdown(self) -> str:
         """A table, with its title above and the notes below."""
@@ -55,10 +60,21 @@ class Result:
         return "\n".join([*lines, "", f"Measured on: {where}.", ""])
 
     def save(self, folder: Path, name: str) -> None:
-        """Write NAME.json and NAME.md."""
+        """Write NAME.json, which `Result(**values)` takes back, NAME.md, and NAME.svg where there is a figure."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.json").write_text(json.dumps(asdict(self), indent=1, default=str) + "\n")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "figure"}
+        (folder / f"{name}.json").write_text(json.dumps(values, indent=1, default=str) + "\n")
         (folder / f"{name}.md").write_text(self.markdown())
+        if self.figure is not None:
+            save_figure(self.figure(self), folder / f"{name}.svg")
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """As SVG on white; equal figures give equal files."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "vaentropy"}):
+        figure.savefig(path, format="svg", facecolor="white", metadata={"Date": None})
 
 
 def _cell(value: Any) -> str:

@@ -1,23 +1,27 @@
 """How far a training step is from the floor: the same networks' forward, backward and Adam alone."""
 
+import math
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, redirect_stderr
+from io import StringIO
+from typing import Any
 
 import torch
 
-from benchmarks.measure import timed, ratio
+from benchmarks.measure import ratio, timed
+from benchmarks.peers import PeerMissing, peer
+from benchmarks.problems import images
 from benchmarks.results import Result
 from vaentropy import vae1
+from vaentropy.data import load
 from vaentropy.training import fit
 from vaentropy.training.history import Row
 from vaentropy.vae import VAE
 
 NUM_POINTS, DATA_DIM, HIDDEN, LATENT_DIM = 19_200, 784, (512,), 10
-
-
-def images(num_points: int, data_dim: int) -> torch.Tensor:
-    """Stand-ins for images, (N, D) in [0, 1]: a step takes as long on any numbers."""
-    return torch.rand(num_points, data_dim, generator=torch.Generator().manual_seed(0))
+BATCH_SIZES, SMALL_BATCH = (64, 256), 200
 
 
 def bare_epoch(model: VAE, x: torch.Tensor, batch_size: int, optimizer: torch.optim.Optimizer) -> None:
@@ -47,14 +51,19 @@ def beside_fit(
 ) -> dict[str, list[float]]:
     """Seconds of each epoch of `fit` ("ours") and of each other candidate, which run between two epochs.
 
-    The first epoch warms up, and the last one, which ends in an evaluation, is left out.
+    The first epoch warms up, and the last one, which ends in an evaluation, is left out. A candidate that returns a
+    number has measured its own seconds.
     """
     times: dict[str, list[float]] = {name: [] for name in ("ours", *others)}
+    own: list[float | None] = []
     begun = time.perf_counter()
 
     def end_epoch(row: Row) -> None:
         nonlocal begun
-        seconds = {"ours": time.perf_counter() - begun, **{name: timed(call) for name, call in others.items()}}
+        seconds = {"ours": time.perf_counter() - begun}
+        for name, call in others.items():
+            taken = timed(lambda call=call: own.append(call()))
+            seconds[name] = taken if own[-1] is None else own[-1]
         if 1 < row["epoch"] <= repetitions + 1:
             for name, each in seconds.items():
                 times[name].append(each)
@@ -62,3 +71,65 @@ def beside_fit(
 
     fit(model, x, epochs=repetitions + 2, batch_size=batch_size, on_epoch=end_epoch, **options)
     return times
+
+
+def run(quick: bool) -> Result:
+    """Milliseconds per step of `fit` with progress bar, history and entropies, as a ratio to those of the bare step."""
+    num_points, repetitions = (640, 3) if quick else (NUM_POINTS, 15)
+    x, rows, notes = images(num_points, DATA_DIM), [], []
+    for batch_size in BATCH_SIZES:
+        steps = math.ceil(num_points / batch_size)
+        others: dict[str, Callable[[], float | None]] = {"bare": bare_epochs(x, HIDDEN, LATENT_DIM, batch_size)}
+        with ExitStack() as stack:
+            if not quick:
+                notes += add_peer(stack, others, "pythae", batch_size=batch_size, steps=steps)
+            # The bar is drawn, where nobody sees it.
+            with redirect_stderr(StringIO()):
+                model = vae1(DATA_DIM, LATENT_DIM, HIDDEN)
+                seconds = beside_fit(model, x, batch_size, others, repetitions, progress=True)
+        rows.append(_row(f"784-512-10-512-784, batch {batch_size}", seconds, steps))
+    small = load("digits").train.repeat(1 if quick else 10, 1)
+    steps, others = math.ceil(len(small) / SMALL_BATCH), {"bare": bare_epochs(small, (50, 50), 2, SMALL_BATCH)}
+    with ExitStack() as stack:
+        if not quick:
+            notes += add_peer(stack, others, "jax", batch_size=SMALL_BATCH, steps=steps)
+        seconds = beside_fit(vae1(64, 2), small, SMALL_BATCH, others, repetitions, progress=False)
+    rows.append(_row("digits, 64-50-50-2-50-50-64, batch 200", seconds, steps))
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    rows = [{column: row.get(column, "") for column in columns} for row in rows]
+    notes.append(
+        "Each time is that of an epoch, measured between two others: ours, then each other one. The ratios are of "
+        "medians, with the lowest and highest of two measured side by side. Bare: forward, backward and fused Adam on "
+        "slices of a resident tensor, without shuffling, sums, history or a learned σ²."
+    )
+    return Result("A training step beside its floor", rows=rows, notes=list(dict.fromkeys(notes)))
+
+
+def bare_epochs(x: torch.Tensor, hidden: Sequence[int], latent_dim: int, batch_size: int) -> Callable[[], None]:
+    """One epoch of bare steps at each call, of a model of its own."""
+    model = vae1(x.shape[1], latent_dim, hidden)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    return lambda: bare_epoch(model, x, batch_size, optimizer)
+
+
+def add_peer(
+    stack: ExitStack, others: dict[str, Callable[[], float | None]], name: str, *, batch_size: int, steps: int
+) -> list[str]:
+    """Let a peer take part, for as long as the stack is open; a note where it cannot."""
+    try:
+        seconds_per_step = stack.enter_context(peer(name, threads=torch.get_num_threads()))
+    except PeerMissing as error:
+        return [f"{name} skipped: {error}"]
+    others[name] = lambda: steps * seconds_per_step(batch_size=batch_size, steps=steps)
+    return []
+
+
+def _row(problem: str, seconds: Mapping[str, list[float]], steps: int) -> dict[str, Any]:
+    ours, row = seconds["ours"], {"problem": problem, "ours ms": 1e3 * statistics.median(seconds["ours"]) / steps}
+    for name, each in seconds.items():
+        if name != "ours":
+            row[f"{name} ms"] = 1e3 * statistics.median(each) / steps
+            row["ours / bare" if name == "bare" else f"{name} / ours"] = str(
+                ratio(ours, each) if name == "bare" else ratio(each, ours)
+            )
+    return row

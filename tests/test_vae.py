@@ -618,8 +618,7 @@ def test_a_training_step_learns_from_observed_values(adapt):
         # The encoder would see what stands in the place of a missing value.
         m.encoder = nn.Sequential(_Zeros(observed), m.encoder)
         optimizer = torch.optim.SGD(m.parameters(), 0.1)
-        terms = training_step(m, target, nodes, optimizer, observed=observed, adapt=adapt)
-        assert terms.reconstruction.requires_grad
+        training_step(m, target, nodes, optimizer, observed=observed, adapt=adapt)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     before = build("VAE-3")[0].parameters()
     assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))

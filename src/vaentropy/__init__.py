@@ -22,6 +22,7 @@ _HOMES = {
     "diagnose": "vaentropy.diagnosis",
     "evaluate": "vaentropy.evaluation",
     "fit": "vaentropy.training",
+    "fit_replicates": "vaentropy.training",
     "from_functions": "vaentropy.model",
     "load": "vaentropy.runs",
     "log_likelihood": "vaentropy.importance",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from vaentropy.selection import select as select
     from vaentropy.training import History as History
     from vaentropy.training import fit as fit
+    from vaentropy.training import fit_replicates as fit_replicates
     from vaentropy.vae import VAE as VAE
 
 

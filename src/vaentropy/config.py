@@ -16,6 +16,7 @@ __all__ = ["CHANGEABLE", "DTYPES", "FAMILIES", "NETWORKS", "RunConfig"]
 FAMILIES = ("vae0", "vae1", "vae2", "vae3")
 NETWORKS = ("mlp", "conv")
 DTYPES = ("float32", "float64")
+PRECISIONS = ("full", "bf16")
 MAX_THREADS = 1024  # with many more the library that makes them ends the process
 COUNTS = ("threads", "latent_dim", "num_samples", "evaluation_samples", "checkpoint_every", "keep_checkpoints")
 # Settings that a run can go on with others of: all that do not say what the model is of, or what its data are.
@@ -34,6 +35,8 @@ CHANGEABLE = (
     "patience",
     "plateau",
     "max_rollbacks",
+    "compile",
+    "precision",
     "checkpoint_every",
     "keep_checkpoints",
     "device",
@@ -94,6 +97,8 @@ class RunConfig:
     patience: int | None = _setting(None, "Stop after so many without a better held-out ELBO; default: never.")
     plateau: float | None = _setting(None, "Stop when the entropy sum rises less in ten epochs (nats); default: never.")
     max_rollbacks: int = _setting(3, "How often to go back with a lower learning rate when training diverges.")
+    compile: bool | None = _setting(None, "Compile training steps (needs a C++ compiler); default: where it pays.")
+    precision: str = _setting("full", "Of the networks in training; bf16 for devices that have it.", PRECISIONS)
     checkpoint_every: int | None = _setting(None, "Steps between checkpoints; default: about every 30 seconds.")
     keep_checkpoints: int = _setting(2, "Newest checkpoints that are kept.")
     seed: int = _setting(0, "Of split, weights, batches and noise.")
@@ -103,7 +108,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require_types(vars(self))
-        for name, allowed in {"model": FAMILIES, "network": NETWORKS, "dtype": DTYPES}.items():
+        for name, allowed in {"model": FAMILIES, "network": NETWORKS, "dtype": DTYPES, "precision": PRECISIONS}.items():
             value = getattr(self, name)
             if value not in allowed:
                 expected = f"expected one of {', '.join(allowed)}; {nearest(value, allowed)}".rstrip("; ")

@@ -25,7 +25,7 @@ from vaentropy.distributions import (
 )
 from vaentropy.entropy import FactorTerms, factor_terms
 from vaentropy.errors import ModelError, UnsupportedError, UsageError
-from vaentropy.expectation import Expectation
+from vaentropy.expectation import Expectation, Nodes
 from vaentropy.model import LatentVariableModel
 
 __all__ = ["FEATURE_TERMS", "Decomposition", "PointTerm", "decompose", "per_point", "require_factors"]
@@ -95,6 +95,12 @@ class _NodeAverage:
     def result(self) -> PointTerm:
         groups = self.seen // self.group if self.group else 0
         return PointTerm(self.mean, self.spread / (groups * (groups - 1)) if groups > 1 else None)
+
+
+def _without_noise(terms: Mapping[str, Tensor], nodes: Nodes) -> dict[str, PointTerm]:
+    """Terms that do not depend on the nodes, with the noise that their average over these would have: 0, if known."""
+    known = nodes.group is not None and len(nodes.weights) > nodes.group
+    return {name: PointTerm(value, torch.zeros_like(value) if known else None) for name, value in terms.items()}
 
 
 def per_point(x: Tensor, shape: torch.Size) -> Tensor:
@@ -286,6 +292,8 @@ def decompose(
             p = p.expand(torch.Size([batch_size]))
     num_observed = None if observed is None else to_float64(per_point(observed, observed.shape))
     sampled: set[str] = set()
+    # The same at every node; with many latents, to average them would take most of the time and memory.
+    exact = {} if closed is None else _without_noise(closed, nodes)
     averages: dict[str, _NodeAverage] = {}
     for noise, weight in zip(nodes.noise, nodes.weights.tolist(), strict=True):
         z = latents.at(noise)
@@ -300,11 +308,14 @@ def decompose(
             at_node["log_base"] = of_latents["log_base"] + at_node["log_base"]
         at_node |= _totals(at_node)
         for name, value in at_node.items():
+            if name in exact:
+                continue
             if name not in averages:
                 normal = closed is not None and likelihood.ratio is not None
                 averages[name] = _NodeAverage(value, nodes.group, finite=normal)
             averages[name].add(value, weight)
-    terms = _with_weights({name: average.result() for name, average in averages.items()}, observed, num_observed)
+    terms = exact | {name: average.result() for name, average in averages.items()}
+    terms = _with_weights(terms, observed, num_observed)
     if bool(terms["elbo"].value.isnan().any()):
         row = int(terms["elbo"].value.isnan().nonzero()[0])
         raise ModelError(f"the ELBO of row {row} of a batch is not a number; look for NaN in the model's parameters")

@@ -31,7 +31,9 @@ class _LowerBound(torch.autograd.Function):
     A plain clamp has no gradient below the bound, so a variance that once fell there could never recover.
     """
 
-    generate_vmap_rule = True
+    @staticmethod
+    def vmap(info, in_dims, x: Tensor, bound: float) -> tuple[Tensor, int]:
+        return _LowerBound.apply(x, bound), in_dims[0]  # type: ignore[return-value]
 
     @staticmethod
     def forward(x: Tensor, bound: float) -> Tensor:
@@ -73,6 +75,11 @@ def bias_of(layer: nn.Module) -> nn.Parameter:
     inner = layer[0] if isinstance(layer, nn.Sequential) else layer
     assert isinstance(inner, nn.Linear | nn.Conv2d) and isinstance(inner.bias, nn.Parameter)
     return inner.bias
+
+
+def outputs(layer: nn.Module, features: Tensor) -> Tensor:
+    """What a layer made by `affine` returns, in the dtype of its weights: autocast would leave a narrower one."""
+    return layer(features).to(bias_of(layer).dtype)
 
 
 def _sum(x: Tensor, observed: Tensor | None) -> Tensor:
@@ -159,6 +166,8 @@ class GaussianHead(Head):
     """Layers of a `Gaussian` likelihood."""
 
     log_variance: nn.Parameter | nn.Module | None  # () or data_shape; or a layer; None where σ² is fixed
+    # Set where it runs under torch.vmap, in which a tensor does not tell that it has a gradient.
+    gradient_unseen = False
 
     def __init__(self, likelihood: Gaussian, features_shape: tuple[int, ...], data_shape: tuple[int, ...]):
         super().__init__()
@@ -183,9 +192,13 @@ class GaussianHead(Head):
         """log σ², not below the floor; broadcasts to (B, *data_shape)."""
         if self.log_variance is None:
             assert not isinstance(self.likelihood.variance, str)
-            return torch.full((), math.log(self.likelihood.variance), dtype=features.dtype, device=features.device)
-        raw = self.log_variance(features) if isinstance(self.log_variance, nn.Module) else self.log_variance
-        if not raw.requires_grad:
+            bias = bias_of(self.mean)
+            return torch.full((), math.log(self.likelihood.variance), dtype=bias.dtype, device=bias.device)
+        raw = outputs(self.log_variance, features) if isinstance(self.log_variance, nn.Module) else self.log_variance
+        return self._bounded(raw)
+
+    def _bounded(self, raw: Tensor) -> Tensor:
+        if not (raw.requires_grad or self.gradient_unseen):
             return raw.clamp(min=math.log(self.likelihood.floor))
         return _LowerBound.apply(raw, math.log(self.likelihood.floor))  # type: ignore[return-value]
 
@@ -208,15 +221,17 @@ class GaussianHead(Head):
         adapt: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """See `Head.log_prob_and_entropy`."""
-        squared_error = (x - self.mean(features)).square().flatten(1)
+        squared_error = (x - outputs(self.mean, features)).square().flatten(1)
         counted = None if observed is None else observed.flatten(1)
         if counted is not None:
             squared_error = torch.where(counted, squared_error, 0)
         num_values = squared_error.shape[1] if counted is None else counted.sum(1).to(squared_error)
         if isinstance(self.log_variance, nn.Module):
+            raw = outputs(self.log_variance, features)
             if adapt:
-                self._adapt_function(squared_error.detach(), features, counted, weights, adapt)
-            log_variances = self.log_variance_at(features).flatten(1)
+                # What a second pass through the layer would give after its bias has moved.
+                raw = raw + self._adapt_function(squared_error.detach(), raw.detach(), counted, weights, adapt)
+            log_variances = self._bounded(raw).flatten(1)
             squares = (squared_error * torch.exp(-log_variances)).sum(1)
             if counted is not None:
                 log_variances = torch.where(counted, log_variances, 0)
@@ -232,7 +247,7 @@ class GaussianHead(Head):
             if adapt:
                 self._adapt_constant(squared_error.detach(), counts, weights, adapt)
             log_variance = self.log_variance_at(features).flatten()
-            squares = squared_error @ torch.exp(-log_variance)
+            squares = (squared_error * torch.exp(-log_variance)).sum(1)
             log_normaliser = (counts * (LOG_2PI + log_variance)).sum(-1)
         return -0.5 * (log_normaliser + squares), (0.5 * (log_normaliser + num_values)).expand(squares.shape)
 
@@ -276,7 +291,7 @@ class GaussianHead(Head):
         else:
             count = _mean(num_values, weights).reshape(log_variance.shape)
             optimum = torch.where(count > 0, mean_error / count, variance)
-        moved = torch.lerp(variance, optimum, step).clamp_(min=self.likelihood.floor).log_()
+        moved = torch.lerp(variance, optimum, step).clamp(min=self.likelihood.floor).log()
         # Through exp and log, σ² of a feature without observed values would drift by rounding errors.
         log_variance.copy_(
             moved if isinstance(num_values, int) else torch.where(optimum == variance, log_variance, moved)
@@ -284,12 +299,17 @@ class GaussianHead(Head):
 
     @torch.no_grad()
     def _adapt_function(
-        self, squared_error: Tensor, features: Tensor, counted: Tensor | None, weights: Tensor | None, step: float
-    ) -> None:
-        """Move the bias of log σ²(z), by one factor per bias; `squared_error` and `counted` are (B, D)."""
+        self, squared_error: Tensor, raw: Tensor, counted: Tensor | None, weights: Tensor | None, step: float
+    ) -> Tensor:
+        """Move the bias of log σ²(z), by one factor per bias; return by how much, for adding it to `raw`.
+
+        Args:
+            squared_error, counted: (B, D).
+            raw: what the layer returns, (B, *data_shape).
+            weights, step: as for `log_prob_and_entropy`.
+        """
         assert isinstance(self.log_variance, nn.Module)
-        log_variance, log_floor = bias_of(self.log_variance), math.log(self.likelihood.floor)
-        raw = self.log_variance(features)
+        log_floor = math.log(self.likelihood.floor)
         ratios = squared_error * torch.exp(-raw.flatten(1).clamp(min=log_floor))
         total = self._per_bias(_mean(ratios, weights).reshape(raw.shape[1:]))
         if counted is None:
@@ -298,13 +318,17 @@ class GaussianHead(Head):
             count = self._per_bias(_mean(counted.to(ratios), weights).reshape(raw.shape[1:]))
             ratio = torch.where(count > 0, total / count, 1)
         # Not further down than to where all of a feature's variances are at the floor: it has to find back.
-        per_bias = raw.flatten(2).amax((0, 2)) if raw[0].numel() != ratio.numel() else raw.flatten(1).amax(0)
-        log_variance.add_(torch.maximum(torch.log1p(step * (ratio - 1)), (log_floor - per_bias).clamp(max=0)))
+        per_channel = raw[0].numel() != ratio.numel()
+        highest = raw.flatten(2).amax((0, 2)) if per_channel else raw.flatten(1).amax(0)
+        shift = torch.maximum(torch.log1p(step * (ratio - 1)), (log_floor - highest).clamp(max=0))
+        bias_of(self.log_variance).add_(shift)
+        return shift.reshape(-1, *[1] * (raw.ndim - 2)) if per_channel else shift.reshape(raw.shape[1:])
 
 
 def _mean(rows: Tensor, weights: Tensor | None) -> Tensor:
     """Mean over the points (B, D), weighted by (B,)."""
-    return rows.mean(0) if weights is None else weights @ rows
+    # Not weights @ rows, which autocast would round.
+    return rows.mean(0) if weights is None else (weights.reshape(-1, *[1] * (rows.ndim - 1)) * rows).sum(0)
 
 
 @dataclass(frozen=True)
@@ -338,7 +362,7 @@ class BernoulliHead(Head):
         adapt: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """See `Head.log_prob_and_entropy`."""
-        logits = self.logits(features)
+        logits = outputs(self.logits, features)
         # Not softplus, which becomes linear above 20.
         log_normaliser = torch.logaddexp(logits, torch.zeros_like(logits))
         entropy = log_normaliser - logits.sigmoid() * logits
@@ -376,7 +400,7 @@ class PoissonHead(Head):
         adapt: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """See `Head.log_prob_and_entropy`."""
-        log_rate = self.log_rate(features)
+        log_rate = outputs(self.log_rate, features)
         rate = log_rate.exp()
         log_base = -torch.lgamma(x + 1)
         entropy = rate - rate * log_rate - log_base

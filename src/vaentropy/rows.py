@@ -117,7 +117,9 @@ def require_finite(x: Tensor, what: str, *, first_row: int = 0, missing: bool = 
     Raises:
         DataError: naming row and column of the first offender.
     """
-    if not x.is_floating_point():
+    # One number tells of all, without a copy of large data: a sum with NaN or infinity in it is not finite. That of large
+    # numbers can overflow, so they are looked at one by one.
+    if not x.is_floating_point() or bool((x.nansum() if missing else x.sum()).isfinite()):
         return
     wrong = x.isinf() if missing else ~x.isfinite()
     if not bool(wrong.any()):

@@ -175,7 +175,10 @@ class VAE(nn.Module):
         # Counts and labels come as integers.
         x = x if x.is_floating_point() else x.to(self.latent_mean.weight.dtype)
         features = self.encoder(x).flatten(1)
-        return self.latent_mean(features), self.latent_log_variance(features)
+        mean, log_variance = self.latent_mean(features), self.latent_log_variance(features)
+        # Under autocast layers return a narrower dtype, in which nothing is to be summed.
+        dtype = self.latent_mean.weight.dtype
+        return mean.to(dtype), log_variance.to(dtype)
 
     def decoder_features(self, z: Float[Tensor, "B H"]) -> Tensor:
         """What the likelihood's head sees, (B, *features_shape), of z (B, H)."""
@@ -220,7 +223,7 @@ class VAE(nn.Module):
             if num_nodes == 1:
                 return value
             value = value.unflatten(0, (num_nodes, batch_size))
-            return value.mean(0) if weights is None else torch.tensordot(weights.to(value), value, 1)
+            return value.mean(0) if weights is None else (weights.to(value).unsqueeze(1) * value).sum(0)
 
         return ElboTerms(
             reconstruction=average(log_prob),

@@ -50,6 +50,9 @@ class TrainingData:
         self.device, self.dtype = placement(model)
         self.rows: Tensor | Source | DataLoader
         self._name, self._missing = name, missing == "ignore"
+        # Whether values may be missing in a batch: seen once, where the data are in memory, and not at each step, which
+        # would wait for the device.
+        self.may_be_missing = self._missing
         if isinstance(data, DataLoader):
             self.rows = data
             self._check_loader(model, data)
@@ -62,6 +65,7 @@ class TrainingData:
             self._require_shape(model, tuple(rows.shape), name)
             rows = rows.to(device=self.device, dtype=self.dtype)
             require_finite(rows, name, missing=self._missing)
+            self.may_be_missing = self._missing and bool(rows.isnan().any())
         else:
             self._require_shape(model, (len(rows), *rows.data_shape), name)
         self.rows = rows

@@ -16,8 +16,8 @@ from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation
 from vaentropy.progress import Report
 from vaentropy.results import Evaluation
-from vaentropy.rows import fill_missing
 from vaentropy.training.checkpoint import Checkpoints
+from vaentropy.training.compiling import COMPILING_PAYS, Compiled
 from vaentropy.training.data import TrainingData
 from vaentropy.training.floor import at_floor
 from vaentropy.training.history import History, Row
@@ -25,7 +25,7 @@ from vaentropy.training.interruption import Interrupted, Interruption
 from vaentropy.training.schedules import CYCLE_RISE, LEARNING_RATES, as_schedule
 from vaentropy.training.settings import Settings, require_same
 from vaentropy.training.state import Snapshot, TrainingState
-from vaentropy.training.step import RunningSums, training_step
+from vaentropy.training.step import Objective, RunningSums, objective, training_step
 
 __all__ = ["Loop"]
 
@@ -75,12 +75,20 @@ class Loop:
         self.num_steps = self.settings.epochs * len(self.data)
         # An epoch of large data may take an hour; a step of small ones takes less than to draw the bar.
         self.show_every = max(MIN_STEPS_SHOWN, self.num_steps // 1000)
+        self.objective = self._objective()
         self.epoch_start = self.state.snapshot()
         self.best: Snapshot | None = None
         self.clock = time.perf_counter()
         self.shown, self.note = 0, ""
         # What a checkpoint has to have been made under.
         self.circumstances = {**self.settings.describe(), **self.data.describe()} if self.checkpoints else {}
+
+    def _objective(self) -> Objective:
+        compiled = self.settings.compile
+        if compiled is None:
+            # Measured on the CPU alone.
+            compiled = self.num_steps >= COMPILING_PAYS and self.state.noise.device.type == "cpu"
+        return Compiled() if compiled else objective
 
     def begin(self, *, resume: bool) -> None:
         """Go to the newest checkpoint, or write the first one.
@@ -144,7 +152,7 @@ class Loop:
         if self._diverged(means["elbo"]):
             self._roll_back(means["elbo"])
         else:
-            self._end_epoch(means)
+            self.end_epoch(means)
 
     def _show(self, note: str | None = None) -> None:
         """Bring the progress bar to where training is; a rollback takes it back."""
@@ -154,39 +162,39 @@ class Loop:
 
     # Within an epoch.
 
-    def _done(self, step: int) -> float:
+    def done(self, step: int) -> float:
         """Fraction of all steps that are done before this one, 0 to 1."""
         return step / max(1, self.num_steps - 1)
 
     def _rate_factor(self, step: int) -> float:
-        return self.state.progress.learning_rate_factor * self.rate_at(self._done(step))
+        return self.state.progress.learning_rate_factor * self.rate_at(self.done(step))
 
     def _step(self, batch: Tensor) -> None:
         state, settings, progress = self.state, self.settings, self.state.progress
-        done = self._done(progress.step)
+        done = self.done(progress.step)
         factor = self._rate_factor(progress.step)
         for group, highest in zip(state.optimizer.param_groups, self.highest_rates, strict=True):
             group["lr"] = highest * factor
         observed = None
-        if settings.missing == "ignore":
-            batch, observed = fill_missing(batch)
+        if self.data.may_be_missing:
+            observed = ~batch.isnan()
+            batch = batch.masked_fill(~observed, 0.0)
         nodes = settings.expectation.nodes(
             len(batch), state.model.latent_shape, generator=state.noise, dtype=batch.dtype
         )
-        analytic = settings.variances == "analytic"
-        # A smaller batch moves the running mean less.
-        adapt = 1 - settings.variance_momentum ** (len(batch) / settings.batch_size) if analytic else 0.0
-        terms = training_step(
+        sums = training_step(
             state.model,
             batch,
             nodes,
             state.optimizer,
             observed=observed,
             beta=self.beta_at(done),
-            adapt=adapt,
+            adapt=settings.adapt(len(batch)),
             clip_norm=settings.clip_norm,
+            precision=settings.precision,  # type: ignore[arg-type]  # checked by Settings
+            objective=self.objective,
         )
-        state.sums.add(terms)
+        state.sums.add(sums, len(batch))
         progress.step += 1
 
     def _means(self) -> dict[str, float]:
@@ -212,10 +220,13 @@ class Loop:
 
     def _diverged(self, elbo: float) -> bool:
         # The last step can spoil weights of which no sum has been made yet.
-        if not math.isfinite(elbo) or not all(bool(torch.isfinite(p).all()) for p in self.state.model.parameters()):
-            return True
+        weights = self.state.model.parameters()
+        return self.exploded(elbo) or not all(bool(torch.isfinite(parameter).all()) for parameter in weights)
+
+    def exploded(self, elbo: float) -> bool:
+        """Whether a running ELBO is no number, or is far below the first one."""
         first = self.state.progress.first_elbo
-        return first is not None and elbo < first - EXPLOSION * (1 + abs(first))
+        return not math.isfinite(elbo) or (first is not None and elbo < first - EXPLOSION * (1 + abs(first)))
 
     def _roll_back(self, elbo: float) -> None:
         progress = self.state.progress
@@ -247,12 +258,17 @@ class Loop:
     # Between epochs. Signals are taken only within evaluations, and nothing has changed when they are: a checkpoint
     # made there goes on with the same evaluation.
 
-    def _end_epoch(self, means: Mapping[str, float]) -> None:
+    def end_epoch(self, means: Mapping[str, float]) -> None:
+        """Record a good epoch, with what is due after it; after the last one training is finished.
+
+        Args:
+            means: as `RunningSums.read` gives them.
+        """
         progress = self.state.progress
         row: dict[str, int | float] = {
             "epoch": progress.rows + 1,
             "step": progress.step,
-            "beta": self.beta_at(self._done(progress.step - 1)),
+            "beta": self.beta_at(self.done(progress.step - 1)),
             "learning_rate": self.settings.learning_rate * self._rate_factor(progress.step - 1),
             "rollbacks": progress.rollbacks,
             **_prefixed("running_", means),
@@ -263,6 +279,15 @@ class Loop:
             row |= self._finish()
         row["seconds"] = time.perf_counter() - self.clock
         self._record(row)
+
+    def stop(self, reason: str) -> None:
+        """End training where it is, between epochs; the last row gets what a last row has."""
+        progress = self.state.progress
+        progress.stopped, progress.finishing = reason, True
+        summary = self._finish()
+        if self.history.rows:
+            self.history.rows[-1] = {**self.history.rows[-1], **summary}
+        progress.finished = True
 
     def _judge(self, means: Mapping[str, float]) -> dict[str, float]:
         """Evaluate the held-out data where that is due, and see whether training is over."""

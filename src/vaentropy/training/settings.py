@@ -8,6 +8,7 @@ from vaentropy.checks import require_count, require_instance, require_number, re
 from vaentropy.errors import UsageError, shown
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.training.schedules import LEARNING_RATES, Beta, as_schedule
+from vaentropy.training.step import Precision
 
 __all__ = ["Schedule", "Settings", "Variances", "require_same"]
 
@@ -40,6 +41,8 @@ class Settings:
     patience: int | None = None
     plateau: float | None = None
     max_rollbacks: int = 3
+    compile: bool | None = None
+    precision: str = "full"
     missing: str = "error"
     seed: int = 0
 
@@ -57,7 +60,14 @@ class Settings:
         for name in ("expectation", "evaluation_expectation"):
             require_instance(name, getattr(self, name), Expectation, "an Expectation such as MonteCarlo(16)")
         require_seed(self.seed)
-        choices = {"schedule": tuple(LEARNING_RATES), "variances": get_args(Variances), "missing": ("error", "ignore")}
+        choices = {
+            "schedule": tuple(LEARNING_RATES),
+            "variances": get_args(Variances),
+            "missing": ("error", "ignore"),
+            "precision": get_args(Precision),
+        }
+        if self.compile not in (True, False, None):
+            raise UsageError(f"compile={shown(self.compile)} given, expected True, False or None")
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name}={shown(getattr(self, name))} given, expected one of {', '.join(allowed)}")
@@ -67,6 +77,12 @@ class Settings:
     def epochs_between_evaluations(self) -> int:
         """Epochs from one evaluation of the held-out data to the next."""
         return self.evaluate_every or max(1, self.epochs // NUM_EVALUATIONS)
+
+    def adapt(self, num_points: int) -> float:
+        """How far a step on so many points moves analytic variances; 0 where they are learned by gradient."""
+        # A smaller batch moves the running mean less.
+        analytic = self.variances == "analytic"
+        return 1 - self.variance_momentum ** (num_points / self.batch_size) if analytic else 0.0
 
     def describe(self) -> dict[str, str]:
         """Each setting as text, so that a checkpoint can tell whether it was made under the same ones."""

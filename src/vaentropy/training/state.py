@@ -133,7 +133,7 @@ class TrainingState:
             index, _, key = name.partition(".")
             if not index.isdecimal() or key not in ADAM:
                 raise ValueError(f"optimiser state {name}")
-            states.setdefault(int(index), {})[key] = tensor.clone()
+            states.setdefault(int(index), {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for index, values in states.items():
@@ -142,6 +142,10 @@ class TrainingState:
             )
             if {key: tuple(value.shape) for key, value in values.items()} != expected:
                 raise ValueError(f"optimiser state {index} is of other parameters")
+            for key in ADAM[1:]:
+                # A copy in the order in memory that the parameter has, which a fused optimiser takes for granted.
+                values[key] = torch.empty_like(parameters[index], dtype=values[key].dtype).copy_(values[key])
+            values["step"] = values["step"].clone()
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
 
     def _generator_states(self) -> dict[str, Tensor]:

@@ -1,15 +1,53 @@
 """One step of gradient ascent on the ELBO, and the sums that watch it at no further cost."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Literal
 
 import torch
 from torch import nn
 
 from vaentropy._typing import Bool, Float, Tensor
 from vaentropy.expectation import Nodes
-from vaentropy.vae import VAE, ElboTerms
+from vaentropy.vae import VAE
 
-__all__ = ["RunningSums", "training_step"]
+__all__ = ["Objective", "Precision", "RunningSums", "objective", "training_step"]
+
+Precision = Literal["full", "bf16"]
+Objective = Callable[..., tuple[Tensor, Tensor]]
+
+
+def objective(
+    model: VAE,
+    x: Float[Tensor, "B *data"],
+    noise: Float[Tensor, "K #B H"],
+    weights: Float[Tensor, "K"] | None = None,
+    *,
+    observed: Bool[Tensor, "B *data"] | None = None,
+    beta: float = 1.0,
+    adapt: float = 0.0,
+    precision: Precision = "full",
+) -> tuple[Float[Tensor, ""], Float[Tensor, "5"]]:
+    """What a step descends, β KL - reconstruction + penalty, and the batch's sums for `RunningSums`: one forward pass.
+
+    Args:
+        model: whose parameters it is of.
+        x, noise, weights, observed, adapt: as for `VAE.elbo_terms`.
+        beta: weight of the KL term.
+        precision: "bf16" runs the networks' layers under autocast to bfloat16; densities and sums stay in the dtype of
+            the model.
+    """
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        terms = model.elbo_terms(x, noise, weights, observed=observed, adapt=adapt)
+    kl = terms.kl.sum(-1)
+    loss = ((kl if beta == 1 else beta * kl) - terms.reconstruction).mean()
+    if model.columns == "penalty":
+        loss = loss + model.penalty()
+    with torch.no_grad():
+        prior_entropy = terms.prior_entropy.expand(kl.shape)
+        rows = [terms.reconstruction, kl, terms.encoder_entropy, prior_entropy, terms.decoder_entropy]
+        # In float32 the sums of many batches would be off by more than the gaps that are read from them.
+        wide = torch.float32 if kl.device.type == "mps" else torch.float64
+        return loss, torch.stack(rows).sum(1, dtype=wide)
 
 
 def training_step(
@@ -22,8 +60,10 @@ def training_step(
     beta: float = 1.0,
     adapt: float = 0.0,
     clip_norm: float | None = None,
-) -> ElboTerms:
-    """Ascend reconstruction - β KL - penalty once; return the terms from before the step.
+    precision: Precision = "full",
+    objective: Objective = objective,
+) -> Float[Tensor, "5"]:
+    """Ascend reconstruction - β KL - penalty once; return the batch's sums from before the step.
 
     Args:
         model: changed in place.
@@ -34,21 +74,20 @@ def training_step(
         beta: weight of the KL term.
         adapt: how far analytic variances move, see `VAE.elbo_terms`; 0 where they are learned by gradient.
         clip_norm: largest norm of the gradient; None does not clip.
+        precision: of the networks, see `objective`.
+        objective: `objective`, or the same compiled.
     """
     for parameter in _parameters(optimizer):
         # What optimizer.zero_grad() does, in a tenth of its time.
         parameter.grad = None
     weights = None if nodes.uniform else nodes.weights
-    terms = model.elbo_terms(x, nodes.noise, weights, observed=observed, adapt=adapt)
-    kl = terms.kl.sum(-1)
-    loss = ((kl if beta == 1 else beta * kl) - terms.reconstruction).mean()
-    if model.columns == "penalty":
-        loss = loss + model.penalty()
+    options = {"observed": observed, "beta": beta, "adapt": adapt, "precision": precision}
+    loss, sums = objective(model, x, nodes.noise, weights, **options)
     loss.backward()
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(_parameters(optimizer), clip_norm)
     optimizer.step()
-    return terms
+    return sums
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
@@ -65,16 +104,10 @@ class RunningSums:
         self.num_points = num_points
 
     @torch.no_grad()
-    def add(self, terms: ElboTerms) -> None:
-        """Count one batch."""
-        size = len(terms.reconstruction)
-        kl, prior_entropy = terms.kl.sum(-1), terms.prior_entropy.expand(size)
-        rows = [terms.reconstruction, kl, terms.encoder_entropy, prior_entropy, terms.decoder_entropy]
-        # In float32 the sums of many batches would be off by more than the gaps that are read from them.
-        wide = torch.float32 if kl.device.type == "mps" else torch.float64
-        batch = torch.stack(rows).sum(1, dtype=wide)
-        self.total = batch if self.total is None else self.total.add_(batch)
-        self.num_points += size
+    def add(self, sums: Float[Tensor, "5"], num_points: int) -> None:
+        """Count a batch of so many points, of which `objective` returned these sums."""
+        self.total = sums.clone() if self.total is None else self.total.add_(sums)
+        self.num_points += num_points
 
     def read(self) -> dict[str, float]:
         """Means per data point, with ELBO, entropy sum and gap; waits for the device."""

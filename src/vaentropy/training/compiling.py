@@ -1,0 +1,40 @@
+"""`Compiled`: an objective by torch.compile where that works, and as it is where it does not."""
+
+import logging
+
+import torch
+
+from vaentropy._typing import Tensor
+from vaentropy.training.step import Objective, objective
+
+__all__ = ["COMPILING_PAYS", "Compiled"]
+
+logger = logging.getLogger(__name__)
+
+# Steps from which compiling is worth its time, which it is after 10,000 to 20,000 (docs/performance.md), with a margin
+# for machines that compile slowly.
+COMPILING_PAYS = 50_000
+
+
+class Compiled:
+    """`objective`, compiled at the first call; it falls back to the original for good, with a line in the log."""
+
+    def __init__(self, original: Objective = objective):
+        self._call: Objective | None = None
+        self._original = original
+
+    def __call__(self, *args, **options) -> tuple[Tensor, Tensor]:
+        """See `objective`."""
+        if self._call is self._original:
+            return self._original(*args, **options)
+        try:
+            self._call = self._call or torch.compile(self._original)
+            return self._call(*args, **options)
+        except Exception as error:
+            # What torch.compile raises is no one family of errors, and depends on the backend. An error of the model's
+            # own comes again, below.
+            self._call = self._original
+            result = self._original(*args, **options)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            logger.warning("training goes on without torch.compile, which failed: %s", reason)
+            return result
