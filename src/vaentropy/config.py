@@ -15,6 +15,7 @@ __all__ = ["CHANGEABLE", "DTYPES", "FAMILIES", "NETWORKS", "RunConfig"]
 
 FAMILIES = ("vae0", "vae1", "vae2", "vae3")
 NETWORKS = ("mlp", "conv")
+SCHEDULES = ("one_cycle", "cosine", "constant")
 DTYPES = ("float32", "float64")
 PRECISIONS = ("full", "bf16")
 MAX_THREADS = 1024  # with many more the library that makes them ends the process
@@ -87,7 +88,7 @@ class RunConfig:
     epochs: int = _setting(500, "Passes over the data.")
     batch_size: int = _setting(200, "Points per step.")
     learning_rate: float = _setting(5e-3, "Of Adam.")
-    schedule: str = _setting("one_cycle", "one_cycle or constant learning rate.", ("one_cycle", "constant"))
+    schedule: str = _setting("one_cycle", "Of the learning rate: one_cycle, cosine or constant.", SCHEDULES)
     variances: str = _setting("analytic", "analytic, or learned by gradient.", ("analytic", "learned"))
     clip_norm: float | None = _setting(None, "Largest norm of the gradient; default: none.")
     beta: float = _setting(1.0, "Weight of the KL term.")

@@ -104,7 +104,7 @@ def test_select_trains_with_the_settings_of_train(capfd):
         (["train", "pca", "--hidden", "0"], "hidden=(0,)"),
         (["train", "pca", "--epochs", "-1"], "epochs=-1"),
         (["train", "pca", "--variances", "free"], "variances='free'"),
-        (["train", "pca", "--schedule", "cosine"], "schedule='cosine'"),
+        (["train", "pca", "--schedule", "linear"], "schedule='linear'"),
         (["train", "pca", "--device", "abacus"], "device='abacus'"),
         (["train", "pca", "--held-out", "1.5"], "held_out"),
         (["train", "missing.npy"], "missing.npy"),

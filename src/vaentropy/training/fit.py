@@ -80,8 +80,9 @@ def fit(
         held_out: the same, evaluated along with the training data; never trained on.
         epochs: passes over the data. Every point is used in each.
         batch_size: points per step at most; the batches of an epoch are of nearly equal size.
-        learning_rate: of Adam; the highest one under "one_cycle".
-        schedule: "one_cycle", up and down again over all steps (Smith & Topin, arXiv:1708.07120), or "constant".
+        learning_rate: of Adam; the highest one under "one_cycle" and "cosine".
+        schedule: "one_cycle", up and down again over all steps (Smith & Topin, arXiv:1708.07120);
+            "cosine", down along half a cosine (Loshchilov & Hutter, arXiv:1608.03983); or "constant".
         variances: "analytic" sets σ² and a learned α² to a running mean of their optima in closed form, and after the
             last epoch to the optima of all the data (from other draws than those that are reported); "learned" learns
             them by gradient.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from vaentropy.checks import require_number
 from vaentropy.errors import UsageError
 
-__all__ = ["LEARNING_RATES", "Beta", "as_schedule", "constant", "cyclical", "one_cycle", "warmup"]
+__all__ = ["LEARNING_RATES", "Beta", "as_schedule", "constant", "cosine", "cyclical", "one_cycle", "warmup"]
 
 Beta = float | Callable[[float], float]
 
@@ -51,12 +51,21 @@ def one_cycle(done: float) -> float:
     return _half_cosine(1.0, CYCLE_END, (done - CYCLE_RISE) / (1 - CYCLE_RISE))
 
 
+def cosine(done: float) -> float:
+    """Factor on the highest learning rate: down along half a cosine, to where `one_cycle` ends (arXiv:1608.03983)."""
+    return _half_cosine(1.0, CYCLE_END, done)
+
+
 def constant(done: float) -> float:
     """Factor on a learning rate that stays as it is."""
     return 1.0
 
 
-LEARNING_RATES: Mapping[str, Callable[[float], float]] = {"one_cycle": one_cycle, "constant": constant}
+LEARNING_RATES: Mapping[str, Callable[[float], float]] = {
+    "one_cycle": one_cycle,
+    "cosine": cosine,
+    "constant": constant,
+}
 
 
 def _half_cosine(start: float, end: float, done: float) -> float:

@@ -13,7 +13,7 @@ from vaentropy.training.step import Precision
 __all__ = ["Schedule", "Settings", "Variances", "require_same"]
 
 Variances = Literal["analytic", "learned"]
-Schedule = Literal["one_cycle", "constant"]
+Schedule = Literal["one_cycle", "cosine", "constant"]
 # About so many evaluations over the course of training, where the user does not say how often.
 NUM_EVALUATIONS = 10
 
