@@ -9,7 +9,7 @@ from pathlib import Path
 from vaentropy.errors import VaentropyError
 
 # Module of each, whose `run(quick)` returns a Result; in the order in which they run.
-NAMES = ("time_to_elbo", "step", "replicates", "compiling", "gpu", "growth", "defaults", "minibatch_bias")
+NAMES = ("time_to_elbo", "step", "replicates", "ideas", "compiling", "gpu", "growth", "defaults", "minibatch_bias")
 
 
 def main() -> int:

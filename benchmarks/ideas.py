@@ -1,0 +1,113 @@
+"""What made a training step fast, each idea against what stood or could stand in its place."""
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.measure import interleaved, ratio
+from benchmarks.problems import images
+from benchmarks.results import Result
+from vaentropy import MonteCarlo, vae1
+from vaentropy.data.batches import Batches
+from vaentropy.training.step import RunningSums, objective, training_step
+from vaentropy.vae import VAE
+
+NUM_POINTS, BATCH_SIZE = 3_600, 200
+
+
+def run(quick: bool) -> Result:
+    """Time of an epoch of 64-50-50-2 with each alternative, as a ratio to that of the training loop's own way."""
+    x = images(400 if quick else NUM_POINTS, 64)
+    ours = _epoch(_Ways(), Batches(x, BATCH_SIZE))
+    alternatives: dict[str, tuple[str, Callable[[], None]]] = {
+        "data in one tensor on the device, batches by index_select": (
+            "a DataLoader that fetches and collates item by item",
+            _epoch(_Ways(), None, DataLoader(TensorDataset(x), BATCH_SIZE, shuffle=True)),
+        ),
+        "one sample per point": ("100 samples", _epoch(_Ways(num_samples=100), Batches(x, BATCH_SIZE))),
+        "functions of tensors": ("torch.distributions", _epoch(_Ways(distributions=True), Batches(x, BATCH_SIZE))),
+        "sums of the step's own terms, read once an epoch": (
+            "a second forward pass over the data each epoch",
+            _epoch(_Ways(second_pass=True), Batches(x, BATCH_SIZE)),
+        ),
+        "sums that stay on the device": (
+            "numbers read at each step",
+            _epoch(_Ways(read_each_step=True), Batches(x, BATCH_SIZE)),
+        ),
+        "fused Adam": ("Adam, one parameter after the other", _epoch(_Ways(fused=False), Batches(x, BATCH_SIZE))),
+    }
+    times = interleaved({"ours": ours, **{idea: call for idea, (_, call) in alternatives.items()}}, 3 if quick else 15)
+    steps = len(Batches(x, BATCH_SIZE))
+    rows = [
+        {
+            "idea": idea,
+            "instead of": instead,
+            "times as long without": str(ratio(times[idea], times["ours"])),
+            "ms per step": 1e3 * statistics.median(times[idea]) / steps,
+        }
+        for idea, (instead, _) in alternatives.items()
+    ]
+    own = 1e3 * statistics.median(times["ours"]) / steps
+    return Result("What each idea brings", rows=rows, notes=[f"The loop's own step takes {own:.3f} ms."])
+
+
+class _Ways:
+    """One model and how its steps are made; each alternative differs from the loop's way in one thing."""
+
+    def __init__(
+        self,
+        num_samples: int = 1,
+        *,
+        distributions: bool = False,
+        second_pass: bool = False,
+        read_each_step: bool = False,
+        fused: bool = True,
+    ):
+        torch.manual_seed(0)
+        self.model: VAE = vae1(64, 2)
+        self.expectation, self.read_each_step = MonteCarlo(num_samples), read_each_step
+        self.objective = _through_distributions if distributions else objective
+        self.second_pass = second_pass
+        speed: dict[str, Any] = {"fused": True} if fused else {"foreach": False}
+        self.optimizer = torch.optim.Adam(self.model.parameters(), **speed)
+        self.generator, self.sums = torch.Generator().manual_seed(0), RunningSums()
+
+    def step(self, x: torch.Tensor) -> None:
+        nodes = self.expectation.nodes(len(x), (2,), generator=self.generator, dtype=x.dtype)
+        sums = training_step(self.model, x, nodes, self.optimizer, objective=self.objective)
+        self.sums.add(sums, len(x))
+        if self.read_each_step:
+            self.sums.read()
+
+    def watch(self, x: torch.Tensor) -> None:
+        nodes = self.expectation.nodes(len(x), (2,), generator=self.generator, dtype=x.dtype)
+        with torch.no_grad():
+            objective(self.model, x, nodes.noise)
+
+
+def _epoch(ways: _Ways, batches: Batches | None, loader: DataLoader | None = None) -> Callable[[], None]:
+    def epoch() -> None:
+        for batch in batches.epoch(1) if batches else (rows for (rows,) in loader or ()):
+            ways.step(batch)
+        if ways.second_pass and batches:
+            for batch in batches.epoch(1):
+                ways.watch(batch)
+        ways.sums.read()
+
+    return epoch
+
+
+def _through_distributions(
+    model: VAE, x: torch.Tensor, noise: torch.Tensor, weights: torch.Tensor | None, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`objective` as one would write it with the three methods of the model interface."""
+    q, p = model.posterior(x), model.prior()
+    likelihood = model.likelihood(q.mean + q.stddev * noise[0])
+    reconstruction, kl = likelihood.log_prob(x), torch.distributions.kl_divergence(q, p)
+    with torch.no_grad():
+        entropies = [q.entropy(), p.entropy().expand(kl.shape), likelihood.entropy().expand(kl.shape)]
+        sums = torch.stack([reconstruction, kl, *entropies]).sum(1, dtype=torch.float64)
+    return (kl - reconstruction).mean(), sums
