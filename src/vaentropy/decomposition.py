@@ -66,17 +66,17 @@ class _NodeAverage:
     Works in place on buffers of its own: features times nodes is where an evaluation spends its time.
     """
 
-    def __init__(self, first: Tensor, group: int | None, *, finite: bool):
+    def __init__(self, group: int | None, *, finite: bool):
         self.group = group
         self.finite = finite
-        self.mean = torch.zeros_like(first)
-        self.spread = torch.zeros_like(first)
+        self.mean: Tensor | None = None
+        self.spread: Tensor | None = None
         self.pending: Tensor | None = None
         self.seen = 0
 
     def add(self, value: Tensor, weight: float) -> None:
         if self.group is None:
-            self.mean.add_(value, alpha=weight)
+            self.mean = value * weight if self.mean is None else self.mean.add_(value, alpha=weight)
             return
         # Nodes that come in independent groups have equal weights.
         self.pending = value if self.pending is None else self.pending + value
@@ -84,17 +84,27 @@ class _NodeAverage:
         if self.seen % self.group:
             return
         value = self.pending / self.group if self.group > 1 else self.pending
+        self.pending = None
+        if self.mean is None:
+            # Not a buffer of its own yet: where there is one group only, none is needed.
+            self.mean = value
+            return
         deviation = value - self.mean
         if not self.finite:
             # Probability 0 stays -inf: -inf - (-inf) would make it NaN.
             deviation = torch.where(value == self.mean, 0.0, deviation)
-        self.mean.add_(deviation, alpha=self.group / self.seen)
-        self.spread.addcmul_(deviation, value - self.mean)
-        self.pending = None
+        share = self.group / self.seen
+        if self.spread is None:
+            self.mean = torch.add(self.mean, deviation, alpha=share)
+            self.spread = deviation * (value - self.mean)
+        else:
+            self.mean.add_(deviation, alpha=share)
+            self.spread.addcmul_(deviation, value - self.mean)
 
     def result(self) -> PointTerm:
+        assert self.mean is not None
         groups = self.seen // self.group if self.group else 0
-        return PointTerm(self.mean, self.spread / (groups * (groups - 1)) if groups > 1 else None)
+        return PointTerm(self.mean, None if self.spread is None else self.spread / (groups * (groups - 1)))
 
 
 def _without_noise(terms: Mapping[str, Tensor], nodes: Nodes) -> dict[str, PointTerm]:
@@ -312,7 +322,7 @@ def decompose(
                 continue
             if name not in averages:
                 normal = closed is not None and likelihood.ratio is not None
-                averages[name] = _NodeAverage(value, nodes.group, finite=normal)
+                averages[name] = _NodeAverage(nodes.group, finite=normal)
             averages[name].add(value, weight)
     terms = exact | {name: average.result() for name, average in averages.items()}
     terms = _with_weights(terms, observed, num_observed)
