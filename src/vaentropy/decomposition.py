@@ -12,11 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent
 
 from vaentropy._typing import Tensor
 from vaentropy.answers import latents_of, likelihood_at
 from vaentropy.distributions import (
+    LOG_2PI,
+    DiagonalNormal,
     diagonal_parameters,
     full_parameters,
     normal_cross_log_prob,
@@ -100,6 +102,15 @@ class _NodeAverage:
         else:
             self.mean.add_(deviation, alpha=share)
             self.spread.addcmul_(deviation, value - self.mean)
+
+    def scaled(self, factor: Tensor) -> "_NodeAverage":
+        """The average of the term times a number, as far as it is."""
+        other = _NodeAverage(self.group, finite=self.finite)
+        other.seen = self.seen
+        other.mean = None if self.mean is None else self.mean * factor
+        other.spread = None if self.spread is None else self.spread * factor.square()
+        other.pending = None if self.pending is None else self.pending * factor
+        return other
 
     def result(self) -> PointTerm:
         assert self.mean is not None
@@ -235,6 +246,44 @@ def _likelihood_at(terms: FactorTerms, shape: torch.Size, num_observed: Tensor |
     return named
 
 
+def _shared_log_variance(likelihood: Distribution) -> Tensor | None:
+    """log σ² (), float64, of a normal that has one for all points and features; else None."""
+    while isinstance(likelihood, Independent):
+        likelihood = likelihood.base_dist
+    if not isinstance(likelihood, DiagonalNormal) or likelihood.log_variance.ndim:
+        return None
+    return to_float64(likelihood.log_variance)
+
+
+def _shared_normal_at(
+    mean: Tensor, log_variance: Tensor, x: Tensor, observed: Tensor | None, num_observed: Tensor | None
+) -> dict[str, Tensor]:
+    """`_likelihood_at` for N(mean, σ²) with one σ²: all but the squared error is a function of its sum over features.
+
+    Args:
+        mean: (B, *data_shape).
+        log_variance: ().
+        x: (B, *data_shape), float64.
+        observed, num_observed: which entries count, and how many of each point; None is all.
+    """
+    # In place where the mean is a copy: this is most of the time that an evaluation takes.
+    wide = to_float64(mean)
+    squared_error = (wide - x if wide is mean else wide.sub_(x)).square_()
+    if observed is not None:
+        squared_error.masked_fill_(~observed.to(squared_error.device), 0.0)
+    total = per_point(squared_error, squared_error.shape)
+    count = torch.full_like(total, x[0].numel()) if num_observed is None else num_observed
+    standardised = total * torch.exp(-log_variance)
+    return {
+        "reconstruction": -0.5 * (count * (LOG_2PI + log_variance) + standardised),
+        "decoder_entropy": count * normal_entropy(log_variance),
+        "decoder_gap": 0.5 * (count - standardised),
+        "mean_squared_error": total / count.clamp(min=1),
+        "squared_error": squared_error,
+        "log_variance": log_variance,
+    }
+
+
 def _totals(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     """The ELBO from log-probabilities, the entropy sum from entropies, the gap from residuals: separate routes."""
     log_base = terms.get("log_base", torch.zeros((), dtype=torch.float64, device=terms["kl"].device))
@@ -305,25 +354,41 @@ def decompose(
     # The same at every node; with many latents, to average them would take most of the time and memory.
     exact = {} if closed is None else _without_noise(closed, nodes)
     averages: dict[str, _NodeAverage] = {}
+    precision, x64 = None, x  # of a normal with one σ²
     for noise, weight in zip(nodes.noise, nodes.weights.tolist(), strict=True):
         z = latents.at(noise)
-        likelihood = factor_terms(likelihood_at(model, z, x), x)
-        if observed is not None:
-            likelihood = _observed_only(likelihood, observed)
-        if likelihood.sampled:
-            sampled.add("decoder")
-        of_latents = _latents_at(q, p, z, sampled) if closed is None else closed
-        at_node = {**of_latents, **_likelihood_at(likelihood, x.shape, num_observed)}
-        if "log_base" in of_latents and likelihood.log_base is not None:
+        of_x, of_latents = likelihood_at(model, z, x), _latents_at(q, p, z, sampled) if closed is None else closed
+        normal, log_base = True, None
+        shared = _shared_log_variance(of_x)
+        if shared is not None:
+            if precision is None:
+                precision, x64 = torch.exp(-shared), to_float64(x)
+            at_node = _shared_normal_at(of_x.mean, shared, x64, observed, num_observed)
+            if "decoder_ratios" in averages or not torch.equal(precision, torch.exp(-shared)):
+                # Of a σ² that is another one at each node.
+                at_node["decoder_ratios"] = at_node["squared_error"] * torch.exp(-shared)
+        else:
+            likelihood = factor_terms(of_x, x)
+            if observed is not None:
+                likelihood = _observed_only(likelihood, observed)
+            if likelihood.sampled:
+                sampled.add("decoder")
+            at_node, normal = _likelihood_at(likelihood, x.shape, num_observed), likelihood.ratio is not None
+            log_base = likelihood.log_base
+        at_node = {**of_latents, **at_node}
+        if "log_base" in of_latents and log_base is not None:
             at_node["log_base"] = of_latents["log_base"] + at_node["log_base"]
         at_node |= _totals(at_node)
+        if precision is not None and "decoder_ratios" in at_node and "decoder_ratios" not in averages:
+            averages["decoder_ratios"] = averages["squared_error"].scaled(precision)
         for name, value in at_node.items():
             if name in exact:
                 continue
             if name not in averages:
-                normal = closed is not None and likelihood.ratio is not None
-                averages[name] = _NodeAverage(nodes.group, finite=normal)
+                averages[name] = _NodeAverage(nodes.group, finite=closed is not None and normal)
             averages[name].add(value, weight)
+    if precision is not None and "decoder_ratios" not in averages:
+        averages["decoder_ratios"] = averages["squared_error"].scaled(precision)
     terms = exact | {name: average.result() for name, average in averages.items()}
     terms = _with_weights(terms, observed, num_observed)
     if bool(terms["elbo"].value.isnan().any()):

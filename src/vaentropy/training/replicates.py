@@ -128,10 +128,7 @@ def fit_replicates(
         histories: list[History] = []
         for group in groups:
             together = _Together(
-                [
-                    _loop(models[k], x, x_held_out, settings[k], log_jacobian, _for_model(on_epoch, k))
-                    for k in group
-                ],
+                [_loop(models[k], x, x_held_out, settings[k], log_jacobian, _for_model(on_epoch, k)) for k in group],
                 x,
                 report,
             )
@@ -347,9 +344,7 @@ class _Together:
     @staticmethod
     def _nodes(loop: Loop, batch_size: int, dtype: torch.dtype) -> Nodes:
         state = loop.state
-        return loop.settings.expectation.nodes(
-            batch_size, state.model.latent_shape, generator=state.noise, dtype=dtype
-        )
+        return loop.settings.expectation.nodes(batch_size, state.model.latent_shape, generator=state.noise, dtype=dtype)
 
     def _end_epoch(self, totals: Tensor, num_points: int) -> None:
         finite = self.stack.finite()

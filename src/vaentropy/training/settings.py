@@ -66,7 +66,7 @@ class Settings:
             "missing": ("error", "ignore"),
             "precision": get_args(Precision),
         }
-        if self.compile not in (True, False, None):
+        if self.compile is not None and not isinstance(self.compile, bool):
             raise UsageError(f"compile={shown(self.compile)} given, expected True, False or None")
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
