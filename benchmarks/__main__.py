@@ -9,7 +9,7 @@ from pathlib import Path
 from vaentropy.errors import VaentropyError
 
 # Module of each, whose `run(quick)` returns a Result; in the order in which they run.
-NAMES = ("step", "compiling")
+NAMES = ("step", "compiling", "replicates")
 
 
 def main() -> int:

@@ -286,7 +286,9 @@ class Loop:
         progress.stopped, progress.finishing = reason, True
         summary = self._finish()
         if self.history.rows:
-            self.history.rows[-1] = {**self.history.rows[-1], **summary}
+            row = dict(self.history.rows[-1])
+            seconds = row.pop("seconds")
+            self.history.rows[-1] = {**row, **summary, "seconds": seconds}
         progress.finished = True
 
     def _judge(self, means: Mapping[str, float]) -> dict[str, float]:

@@ -70,8 +70,8 @@ def fit_replicates(
     Each model has its own order of the data, noise and learning rate. Small models take their steps together, as one
     computation; where one model's batch is enough work for the CPU, they are trained one after the other.
 
-    A model that diverges goes back to the end of its last good epoch and stays there; its `History.stopped` says so, and
-    the others go on. There are no checkpoints, rollbacks, `patience` or `plateau`: use `fit` for these.
+    A model that diverges goes back to the end of its last good epoch and stays there, as its `History.stopped` says; the
+    others go on. There are no checkpoints, rollbacks, `patience` or `plateau`: use `fit` for these.
 
     Args:
         models: of the same layers, device and dtype; without dropout or other randomness of their own.
@@ -128,10 +128,7 @@ def fit_replicates(
         histories: list[History] = []
         for group in groups:
             together = _Together(
-                [
-                    _loop(models[k], x, x_held_out, settings[k], log_jacobian, _for_model(on_epoch, k))
-                    for k in group
-                ],
+                [_loop(models[k], x, x_held_out, settings[k], log_jacobian, _for_model(on_epoch, k)) for k in group],
                 x,
                 report,
             )
@@ -215,8 +212,8 @@ def _check_not_random(model: VAE) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p:
             raise UsageError(
-                f"{name} is {type(module).__name__}(p={module.p:g}), whose draws models trained as one would share; leave "
-                "it out, or train one by one, by fit"
+                f"{name} is {type(module).__name__}(p={module.p:g}), expected models that draw nothing themselves; leave it "
+                "out, or train one by one, by fit"
             )
 
 
@@ -347,9 +344,7 @@ class _Together:
     @staticmethod
     def _nodes(loop: Loop, batch_size: int, dtype: torch.dtype) -> Nodes:
         state = loop.state
-        return loop.settings.expectation.nodes(
-            batch_size, state.model.latent_shape, generator=state.noise, dtype=dtype
-        )
+        return loop.settings.expectation.nodes(batch_size, state.model.latent_shape, generator=state.noise, dtype=dtype)
 
     def _end_epoch(self, totals: Tensor, num_points: int) -> None:
         finite = self.stack.finite()
