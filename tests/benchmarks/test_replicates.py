@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from benchmarks.replicates import _SecondEpoch, alone, digits, run, together
 
 

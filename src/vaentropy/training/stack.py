@@ -157,13 +157,8 @@ class Stack:
         observed: Tensor | None = None,
         beta: float = 1.0,
         adapt: float = 0.0,
-        alone: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """`objective` of each model, (R,) and (R, 5).
-
-        Args:
-            alone: run a single model as it is, which is faster.
-        """
+        """`objective` of each model, (R,) and (R, 5)."""
 
         def one(parameters, buffers, x, noise, *observed) -> tuple[Tensor, Tensor]:
             self._fill(parameters, buffers)
@@ -171,10 +166,6 @@ class Stack:
             return objective(self._template, x, noise, weights, observed=counted, beta=beta, adapt=adapt)
 
         arguments = (parameters, buffers, x, noise, *([] if observed is None else [observed]))
-        if alone and len(x) == 1:
-            only = [[part[0] for part in each] if isinstance(each, list) else each[0] for each in arguments]
-            loss, sums = one(*only)
-            return loss.unsqueeze(0), sums.unsqueeze(0)
         return torch.vmap(one)(*arguments)
 
     def _fill(self, parameters: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
@@ -199,7 +190,7 @@ class Stack:
         rows = x.nan_to_num(nan=0.0).expand(len(self.models), *x.shape)
         try:
             with torch.no_grad():
-                self._objectives(copies, buffers, rows, noise, alone=False)
+                self._objectives(copies, buffers, rows, noise)
         except (RuntimeError, ValueError, NotImplementedError) as error:
             reason = " ".join(str(error).split())[:120]
             raise UsageError(f"these models cannot run as one ({reason}); train them one by one, by fit") from error
