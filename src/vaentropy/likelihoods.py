@@ -32,8 +32,8 @@ class _LowerBound(torch.autograd.Function):
     """
 
     @staticmethod
-    def vmap(info, in_dims, x: Tensor, bound: float) -> tuple[Tensor, int]:
-        return _LowerBound.apply(x, bound), in_dims[0]  # type: ignore[return-value]
+    def vmap(info, in_dims, x: Tensor, bound: float):  # type: ignore[override]
+        return _LowerBound.apply(x, bound), in_dims[0]
 
     @staticmethod
     def forward(x: Tensor, bound: float) -> Tensor:

@@ -28,6 +28,13 @@ def fitting(name: str, *says: str, data: Any = X, make: Any = None, **options: A
     return calling(f"fit-{name}", lambda: ve.fit(model(), data, **options), *says, make=make)
 
 
+def replicating(name: str, *says: str, data: Any = X, models: Any = None, **options: Any) -> Case:
+    """`fit_replicates` of two models, unless told otherwise."""
+    options = {"epochs": 1, "progress": False, **options}
+    given = models or (lambda: [model(), model()])
+    return calling(f"fit-replicates-{name}", lambda: ve.fit_replicates(given(), data, **options), *says)
+
+
 def evaluating(name: str, *says: str, data: Any = X, **options: Any) -> Case:
     return calling(f"evaluate-{name}", lambda: ve.evaluate(model(), data, **options), *says)
 
@@ -117,6 +124,30 @@ def _networks() -> tuple[Any, Any]:
 
     return MLPEncoder(3, (4,)), MLPDecoder((4,))
 
+
+REPLICATES = [
+    replicating("models-none", "models=NoneType", "list of VAEs", models=lambda: None),
+    replicating("models-one", "models=VAE", "list of VAEs", models=model),
+    replicating("models-empty", "models=[]", "at least one", models=lambda: []),
+    replicating("models-text", "models[1]", "'other'", "VAE", models=lambda: [model(), OTHER]),
+    replicating("models-differ", "models[1] differs", "out_features=3", models=lambda: [model(), model(3)]),
+    replicating("models-the-same", "shares weights", "deepcopy", models=lambda: [model()] * 2),
+    replicating("seeds-number", "seeds=3", "a list of 2", seeds=3),
+    replicating("seeds-text", "seeds='ab'", "a list of 2", seeds="ab"),
+    replicating("seeds-too-few", "1 seeds given for 2 models", seeds=[1]),
+    replicating("seeds-negative", "seeds=-1", "from 0", seeds=[0, -1]),
+    replicating("seeds-fraction", "seeds=0.5", seeds=[0, 0.5]),
+    replicating("rates-too-many", "3 learning_rates given for 2 models", learning_rates=[0.1, 0.2, 0.3]),
+    replicating("rates-negative", "learning_rate=-1.0", learning_rates=[0.1, -1.0]),
+    replicating("rates-text", "learning_rates='ab'", learning_rates="ab"),
+    replicating("rates-none", "learning_rate=None", learning_rates=None),
+    replicating("epochs-0", "epochs=0", epochs=0),
+    replicating("on-epoch", "on_epoch=5", on_epoch=5),
+    replicating("data-nan", "row 4", "column 2", "nan", data=with_nan()),
+    replicating("data-text", "str given as data", data="x.npy"),
+    replicating("data-loader", "data is a DataLoader", "use fit", data=torch.utils.data.DataLoader(X)),  # type: ignore[arg-type]
+    replicating("held-out-shape", "held_out", "(20, 2)", held_out=X[:, :2]),
+]
 
 FITS = [
     calling("fit-model-text", lambda: ve.fit(OTHER, X), "str", "VAE"),
@@ -511,4 +542,4 @@ RUN_FUNCTIONS = [
     calling("calibrate-run-expectation", lambda: ve.runs.calibrate_run("run", expectation=OTHER), "expectat", make=run),
 ]
 
-PYTHON = [*MODELS, *FITS, *EVALUATIONS, *BOUNDS, *PRUNING, *SELECTIONS, *DIAGNOSES, *LOADS, *RUN_FUNCTIONS]
+PYTHON = [*MODELS, *FITS, *REPLICATES, *EVALUATIONS, *BOUNDS, *PRUNING, *SELECTIONS, *DIAGNOSES, *LOADS, *RUN_FUNCTIONS]

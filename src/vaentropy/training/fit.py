@@ -29,7 +29,7 @@ from vaentropy.training.state import TrainingState
 from vaentropy.training.step import Precision
 from vaentropy.vae import VAE
 
-__all__ = ["fit", "prepared"]
+__all__ = ["adam", "fit", "prepared"]
 
 
 def fit(
@@ -155,9 +155,6 @@ def fit(
         raise UsageError("resume=True given without checkpoints, expected their folder; pass checkpoints=...")
 
     device = placement(model)[0] or torch.device("cpu")
-    if device.type == "cpu" and any(parameter.ndim == 4 for parameter in model.parameters()):
-        # Weights of convolutions: a step takes 0.8 times as long (docs/performance.md). Their values stay.
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     with prepared(model, variances), seeded(seed, device), interruption(checkpoints is not None) as interrupted:
         how = {"batch_size": batch_size, "seed": seed, "missing": missing}
         x = TrainingData(model, data, "data", **how)
@@ -165,7 +162,7 @@ def fit(
         noise = torch.Generator(device).manual_seed(seed)
         with progress_bar(epochs * len(x), "steps", show=progress) as report:
             loop = Loop(
-                state=TrainingState(model, _adam(model, settings), noise, x.generator),
+                state=TrainingState(model, adam(model, settings), noise, x.generator),
                 data=x,
                 held_out=x_held_out,
                 settings=settings,
@@ -183,6 +180,10 @@ def fit(
 @contextmanager
 def prepared(model: VAE, variances: Variances) -> Iterator[None]:
     """A model as it is while it trains: in train mode, and without gradients for what is set in closed form."""
+    device = placement(model)[0] or torch.device("cpu")
+    if device.type == "cpu" and any(parameter.ndim == 4 for parameter in model.parameters()):
+        # Weights of convolutions: a step takes 0.8 times as long (docs/performance.md). Their values stay.
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     mode = nullcontext() if model.training else in_mode(model, "train", keep_buffers=False)
     with mode, _frozen(model.variance_parameters()) if variances == "analytic" else nullcontext():
         yield
@@ -201,7 +202,8 @@ def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(was_required)
 
 
-def _adam(model: VAE, settings: Settings) -> torch.optim.Adam:
+def adam(model: VAE, settings: Settings) -> torch.optim.Adam:
+    """The optimiser of a model that is `prepared`."""
     own, rate = {id(parameter) for parameter in model.variance_parameters()}, settings.learning_rate
     groups = [{"params": [p for p in model.parameters() if id(p) not in own and p.requires_grad], "lr": rate}]
     if settings.variances == "learned" and own:

@@ -76,6 +76,7 @@ class Loop:
         # An epoch of large data may take an hour; a step of small ones takes less than to draw the bar.
         self.show_every = max(MIN_STEPS_SHOWN, self.num_steps // 1000)
         self.objective = self._objective()
+        self.on_divergence: Callable[[float], None] = self._roll_back
         self.epoch_start = self.state.snapshot()
         self.best: Snapshot | None = None
         self.clock = time.perf_counter()
@@ -150,7 +151,7 @@ class Loop:
             self.interruption.check()
         means = self._means()
         if self._diverged(means["elbo"]):
-            self._roll_back(means["elbo"])
+            self.on_divergence(means["elbo"])
         else:
             self.end_epoch(means)
 
@@ -286,7 +287,9 @@ class Loop:
         progress.stopped, progress.finishing = reason, True
         summary = self._finish()
         if self.history.rows:
-            self.history.rows[-1] = {**self.history.rows[-1], **summary}
+            row = dict(self.history.rows[-1])
+            seconds = row.pop("seconds")
+            self.history.rows[-1] = {**row, **summary, "seconds": seconds}
         progress.finished = True
 
     def _judge(self, means: Mapping[str, float]) -> dict[str, float]:

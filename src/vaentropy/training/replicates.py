@@ -21,7 +21,7 @@ from vaentropy.expectation import Expectation, MonteCarlo, Nodes
 from vaentropy.passes import check_log_jacobian
 from vaentropy.progress import Report, progress_bar
 from vaentropy.training.data import TrainingData
-from vaentropy.training.fit import prepared
+from vaentropy.training.fit import adam, prepared
 from vaentropy.training.history import History, Row
 from vaentropy.training.interruption import Interruption
 from vaentropy.training.loop import Loop
@@ -70,7 +70,7 @@ def fit_replicates(
     Each model has its own order of the data, noise and learning rate. Small models take their steps together, as one
     computation; where one model's batch is enough work for the CPU, they are trained one after the other.
 
-    A model that diverges goes back to the end of its last good epoch and stays there; its `History.stopped` says so, and
+    A model that diverges goes back to the end of its last good epoch and stays there, as its `History.stopped` says;
     the others go on. There are no checkpoints, rollbacks, `patience` or `plateau`: use `fit` for these.
 
     Args:
@@ -123,6 +123,7 @@ def fit_replicates(
             stack.enter_context(prepared(model, variances))
         _check_alike(models)
         _check_not_random(models[0])
+<<<<<<< HEAD
         groups = _groups(models, x, settings[0])
         report = stack.enter_context(progress_bar(epochs * len(x) * len(groups), "steps", show=progress))
         histories: list[History] = []
@@ -131,9 +132,32 @@ def fit_replicates(
                 [_loop(models[k], x, x_held_out, settings[k], log_jacobian, _for_model(on_epoch, k)) for k in group],
                 x,
                 report,
+=======
+        together = _together_pays(models, x, settings[0])
+        num_steps = epochs * len(x) * (1 if together else len(models))
+        report = stack.enter_context(progress_bar(num_steps, "steps", show=progress))
+        loops = [
+            Loop(
+                state=_StackedState(model, torch.optim.SGD(model.parameters()), _noise(x, each))
+                if together
+                else TrainingState(model, adam(model, each), _noise(x, each)),
+                data=x if together else TrainingData(model, x.rows, "data", **{**how, "seed": each.seed}),
+                held_out=x_held_out,
+                settings=each,
+                log_jacobian=log_jacobian,
+                report=_silent if together else report,
+                interruption=Interruption(),
+                on_epoch=_for_model(on_epoch, number),
+>>>>>>> replicates
             )
-            histories += together.run()
-    return histories
+            for number, (model, each) in enumerate(zip(models, settings, strict=True))
+        ]
+        if together:
+            _Together(loops, x, report).run()
+        else:
+            for loop in loops:
+                _run_alone(loop)
+    return [loop.history for loop in loops]
 
 
 # Arguments.
@@ -212,22 +236,28 @@ def _check_not_random(model: VAE) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p:
             raise UsageError(
-                f"{name} is {type(module).__name__}(p={module.p:g}), whose draws models trained as one would share; leave "
-                "it out, or train one by one, by fit"
+                f"{name} is {type(module).__name__}(p={module.p:g}), expected models that draw nothing; leave it out, "
+                "or train one by one, by fit"
             )
 
 
-def _groups(models: Sequence[VAE], x: TrainingData, settings: Settings) -> list[list[int]]:
-    """Numbers of the models that take their steps together."""
+def _together_pays(models: Sequence[VAE], x: TrainingData, settings: Settings) -> bool:
+    """Whether the models take their steps together.
+
+    Raises:
+        UsageError: they cannot.
+    """
     assert isinstance(x.rows, Tensor)
-    some = x.rows[:2].nan_to_num(nan=0.0)
-    some = some if len(some) == 2 else some.expand(2, *some.shape[1:])
-    nodes = settings.expectation.nodes(2, models[0].latent_shape, generator=torch.Generator(), dtype=some.dtype)
+    some = x.rows[:1].nan_to_num(nan=0.0).expand(2, *x.rows.shape[1:])
     Stack([copy.deepcopy(models[0])], [settings]).try_out(some)
+    generator = torch.Generator(some.device)
+    nodes = settings.expectation.nodes(2, models[0].latent_shape, generator=generator, dtype=some.dtype)
     work = flops(models[0], some) * min(settings.batch_size, len(x.rows)) * len(nodes.noise)
-    if x.device is not None and x.device.type == "cpu" and work > STACKING_PAYS:
-        return [[number] for number in range(len(models))]
-    return [list(range(len(models)))]
+    return some.device.type != "cpu" or work <= STACKING_PAYS
+
+
+def _noise(x: TrainingData, settings: Settings) -> torch.Generator:
+    return torch.Generator(x.device or "cpu").manual_seed(settings.seed)
 
 
 def _for_model(on_epoch: Callable[[int, Row], None] | None, number: int) -> Callable[[Row], None] | None:
@@ -237,8 +267,8 @@ def _for_model(on_epoch: Callable[[int, Row], None] | None, number: int) -> Call
 # Training.
 
 
-class _Replicate(TrainingState):
-    """The state of one of several models, which their stack takes down and puts back."""
+class _StackedState(TrainingState):
+    """The state of one of several models; their stack takes it down and puts it back, and has the optimiser."""
 
     def snapshot(self, over: Snapshot | None = None) -> Snapshot:
         return Snapshot({}, {})
@@ -248,27 +278,26 @@ def _silent(note: str = "", /, advance: int = 1) -> None:
     return
 
 
-def _loop(
-    model: VAE,
-    x: TrainingData,
-    held_out: TrainingData | None,
-    settings: Settings,
-    log_jacobian: Tensor | float,
-    on_epoch: Callable[[Row], None] | None,
-) -> Loop:
-    """What is between the epochs of one model: its history and evaluations."""
-    unused = torch.optim.SGD(model.parameters())
-    noise = torch.Generator(x.device or "cpu").manual_seed(settings.seed)
-    return Loop(
-        state=_Replicate(model, unused, noise),
-        data=x,
-        held_out=held_out,
-        settings=settings,
-        log_jacobian=log_jacobian,
-        report=_silent,
-        interruption=Interruption(),
-        on_epoch=on_epoch,
+def _run_alone(loop: Loop) -> None:
+    """Train one model by itself."""
+
+    def stop(elbo: float) -> None:
+        loop.state.restore(loop.epoch_start)
+        _stop(loop, elbo)
+
+    loop.on_divergence = stop
+    loop.run()
+
+
+def _stop(loop: Loop, elbo: float) -> None:
+    """End the training of a model that has diverged and gone back to the end of its last good epoch."""
+    epoch, settings = loop.state.progress.rows + 1, loop.settings
+    reason = (
+        f"the ELBO became {elbo:.6g} in epoch {epoch}; the weights are those of the end of epoch {epoch - 1}; lower "
+        f"the learning rate (now {settings.learning_rate:g}), or clip gradients (clip_norm=...)"
     )
+    logger.warning("the model of seed %d stops: %s", settings.seed, reason)
+    loop.stop(reason)
 
 
 @dataclass
@@ -285,8 +314,8 @@ class _Together:
     x: TrainingData
     report: Report
 
-    def run(self) -> list[History]:
-        """Train to the end; the histories."""
+    def run(self) -> None:
+        """Train to the end."""
         self.settings = self.loops[0].settings
         self.stack = Stack([loop.state.model for loop in self.loops], [loop.settings for loop in self.loops])
         self.left, self.steps, self.note = set(range(len(self.loops))), 0, ""
@@ -299,7 +328,6 @@ class _Together:
         finally:
             for row in self.left:
                 self.stack.release(row)
-        return [loop.history for loop in self.loops]
 
     def _epoch(self, number: int) -> tuple[Tensor, int]:
         """Take the steps of an epoch; sums of each model (R, 5), and the number of points."""
@@ -357,14 +385,8 @@ class _Together:
                 loop.end_epoch(means)
                 elbos.append(means["elbo"])
                 continue
-            epoch, rate = loop.state.progress.rows + 1, loop.settings.learning_rate
-            reason = (
-                f"the ELBO became {means['elbo']:.6g} in epoch {epoch}; the weights are those of the end of epoch "
-                f"{epoch - 1}; lower the learning rate (now {rate:g}), or clip gradients (clip_norm=...)"
-            )
-            logger.warning("the model of seed %d stops: %s", loop.settings.seed, reason)
             self.left.remove(row)
             self.stack.go_back(row)
             loop.state.progress.step = self.steps - len(self.x)
-            loop.stop(reason)
+            _stop(loop, means["elbo"])
         self.note = f"ELBO {min(elbos):.3f} to {max(elbos):.3f}" if elbos else ""

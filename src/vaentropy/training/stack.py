@@ -1,7 +1,7 @@
 """`Stack`: models of one architecture as one, whose weights are rows of shared tensors and take steps together."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
@@ -117,8 +117,9 @@ class Stack:
         for tensor in self._tensors:
             tensor.grad = None
         parameters = self._split(self._tensors)
-        options = {"beta": beta, "adapt": adapt}
-        losses, sums = self._objectives(parameters, self._buffers, x, noise, weights, observed, options)
+        losses, sums = self._objectives(
+            parameters, self._buffers, x, noise, weights=weights, observed=observed, beta=beta, adapt=adapt
+        )
         losses.sum().backward()
         if self._clip_norm is not None:
             self._clip(self._clip_norm)
@@ -151,28 +152,20 @@ class Stack:
         buffers: Sequence[Tensor],
         x: Tensor,
         noise: Tensor,
-        weights: Tensor | None,
-        observed: Tensor | None,
-        options: Mapping[str, float],
         *,
-        alone: bool = True,
+        weights: Tensor | None = None,
+        observed: Tensor | None = None,
+        beta: float = 1.0,
+        adapt: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """`objective` of each model, (R,) and (R, 5).
-
-        Args:
-            alone: run a single model as it is, which is faster.
-        """
+        """`objective` of each model, (R,) and (R, 5)."""
 
         def one(parameters, buffers, x, noise, *observed) -> tuple[Tensor, Tensor]:
             self._fill(parameters, buffers)
             counted = observed[0] if observed else None
-            return objective(self._template, x, noise, weights, observed=counted, **options)
+            return objective(self._template, x, noise, weights, observed=counted, beta=beta, adapt=adapt)
 
         arguments = (parameters, buffers, x, noise, *([] if observed is None else [observed]))
-        if alone and len(x) == 1:
-            only = [[part[0] for part in each] if isinstance(each, list) else each[0] for each in arguments]
-            loss, sums = one(*only)
-            return loss.unsqueeze(0), sums.unsqueeze(0)
         return torch.vmap(one)(*arguments)
 
     def _fill(self, parameters: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
@@ -197,7 +190,7 @@ class Stack:
         rows = x.nan_to_num(nan=0.0).expand(len(self.models), *x.shape)
         try:
             with torch.no_grad():
-                self._objectives(copies, buffers, rows, noise, None, None, {}, alone=False)
+                self._objectives(copies, buffers, rows, noise)
         except (RuntimeError, ValueError, NotImplementedError) as error:
             reason = " ".join(str(error).split())[:120]
             raise UsageError(f"these models cannot run as one ({reason}); train them one by one, by fit") from error
@@ -226,7 +219,7 @@ def _gather(models: Sequence[VAE], shapes: Shapes) -> Tensor:
 
 
 def _slots(template: VAE, names: Sequence[str]) -> tuple[Slots, Slots]:
-    """Where the parameters of these names, and the buffers in their order, have their places; tied ones have several."""
+    """Where the parameters of these names and the buffers have their places; those that are tied have several."""
     numbers = {id(parameter): names.index(name) for name, parameter in template.named_parameters()}
     buffer_numbers = {id(buffer): number for number, buffer in enumerate(template.buffers())}
     parameters: Slots = []
