@@ -123,16 +123,6 @@ def fit_replicates(
             stack.enter_context(prepared(model, variances))
         _check_alike(models)
         _check_not_random(models[0])
-<<<<<<< HEAD
-        groups = _groups(models, x, settings[0])
-        report = stack.enter_context(progress_bar(epochs * len(x) * len(groups), "steps", show=progress))
-        histories: list[History] = []
-        for group in groups:
-            together = _Together(
-                [_loop(models[k], x, x_held_out, settings[k], log_jacobian, _for_model(on_epoch, k)) for k in group],
-                x,
-                report,
-=======
         together = _together_pays(models, x, settings[0])
         num_steps = epochs * len(x) * (1 if together else len(models))
         report = stack.enter_context(progress_bar(num_steps, "steps", show=progress))
@@ -148,7 +138,6 @@ def fit_replicates(
                 report=_silent if together else report,
                 interruption=Interruption(),
                 on_epoch=_for_model(on_epoch, number),
->>>>>>> replicates
             )
             for number, (model, each) in enumerate(zip(models, settings, strict=True))
         ]
