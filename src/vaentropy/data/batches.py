@@ -58,15 +58,19 @@ class Batches:
             return self._of_tensor(self.data, number, start)
         return self._of_source(self.data, number, start)
 
-    def _bound(self, batch: int) -> int:
+    def order(self, number: int) -> Tensor:
+        """Numbers of the rows of a tensor, (N,) on the CPU, in the order in which an epoch takes them."""
+        return torch.randperm(len(self.data), generator=generator_of(self.seed, "order", number), device="cpu")
+
+    def bound(self, batch: int) -> int:
         """Number of rows in the batches before this one; without remainders in a last, small batch."""
         return batch * len(self.data) // len(self)
 
     def _of_tensor(self, x: Tensor, number: int, start: int) -> Iterator[Tensor]:
-        order = torch.randperm(len(x), generator=generator_of(self.seed, "order", number), device="cpu").to(x.device)
+        order = self.order(number).to(x.device)
         for batch in range(start, len(self)):
             # Not x[...], which takes twice as long.
-            yield x.index_select(0, order[self._bound(batch) : self._bound(batch + 1)])
+            yield x.index_select(0, order[self.bound(batch) : self.bound(batch + 1)])
 
     def _of_source(self, source: Source, number: int, start: int) -> Iterator[Tensor]:
         windows = self._windows(source, number)
@@ -74,11 +78,11 @@ class Batches:
         batch, rest = start, None  # rows that the next batch begins with, from windows before
         for number_of_window, (window, end) in enumerate(zip(windows, ends, strict=True)):
             first = 0 if number_of_window == 0 else ends[number_of_window - 1]
-            begun = self._bound(batch) if rest is None else first
+            begun = self.bound(batch) if rest is None else first
             if begun >= end or batch == len(self):
                 continue
             rows = _read(source, window, generator_of(self.seed, "window", number, number_of_window))
-            while batch < len(self) and (bound := self._bound(batch + 1)) <= end:
+            while batch < len(self) and (bound := self.bound(batch + 1)) <= end:
                 piece = rows[begun - first : bound - first]
                 yield piece if rest is None else torch.cat([rest, piece])
                 batch, begun, rest = batch + 1, bound, None

@@ -331,15 +331,17 @@ class _Together:
 
     def _orders(self, number: int) -> Iterator[Num[Tensor, "R B"]]:
         """Numbers of the rows in each model's batches."""
-        numbers = torch.arange(len(self.x.rows))
-        epochs = [Batches(numbers, each.settings.batch_size, each.settings.seed).epoch(number) for each in self.loops]
-        for batch in zip(*epochs, strict=True):
-            yield torch.stack(batch)
+        rows = self.x.rows
+        assert isinstance(rows, Tensor)
+        batches = [Batches(rows, each.settings.batch_size, each.settings.seed) for each in self.loops]
+        orders = torch.stack([each.order(number) for each in batches]).to(rows.device)
+        for batch in range(len(batches[0])):
+            yield orders[:, batches[0].bound(batch) : batches[0].bound(batch + 1)]
 
     def _step(self, rows: Num[Tensor, "R B"]) -> Tensor:
         x, settings, leader = self.x.rows, self.settings, self.loops[0]
         assert isinstance(x, Tensor)
-        batch = x.index_select(0, rows.flatten().to(x.device)).unflatten(0, tuple(rows.shape))
+        batch = x.index_select(0, rows.flatten()).unflatten(0, tuple(rows.shape))
         observed = None
         if self.x.may_be_missing:
             observed = ~batch.isnan()
