@@ -7,12 +7,10 @@ time: the study may run on a busy machine.
 """
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,7 +71,6 @@ SEEDS = (0, 1, 2)
 EVALUATION = MonteCarlo(8)
 # Of MNIST and Fashion-MNIST, and of the synthetic sets: enough to generalise from, few enough for the time there is.
 MAX_TRAIN, MAX_HELD_OUT = 3000, 1000
-DATA_FOLDER = Path("/work/shared/data")
 
 
 @dataclass(frozen=True)
@@ -147,7 +144,6 @@ class Run:
 
 def problems(*, quick: bool = False) -> Iterator[Problem]:
     """Six on five data sets (digits and pca-ring where `quick`); those whose files are missing are left out."""
-    folder = os.environ.get("VAENTROPY_DATA") or str(DATA_FOLDER)
     # Pixels are dequantised, else the density of a constant one has no bound in VAE-3.
     choices = [
         ("digits", "vae1", 5, {"dequantise": True}),
@@ -159,7 +155,7 @@ def problems(*, quick: bool = False) -> Iterator[Problem]:
     ]
     for name, family, latent_dim, how in choices[: 2 if quick else None]:
         try:
-            data = load(name, folder=folder, stream=False, **how)
+            data = load(name, stream=False, **how)
         except VaentropyError:
             continue
         train, held_out = torch.as_tensor(data.train), torch.as_tensor(data.held_out)  # type: ignore[arg-type]

@@ -46,12 +46,12 @@ def names():
 
 def test_the_code_runs(names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert len(BLOCKS) == 9
+    assert len(BLOCKS) == 10
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
     assert names["new"].shape == (16, 64)
     assert names["diagnosis"].findings[0].kind == "fixed_variance" and names["smaller"].latent_shape == (1,)
-    assert names["selection"].supported == 2
+    assert names["selection"].supported == 2 and len(names["histories"]) == 20
     assert names["history"].train.num_points == 16 and names["x_hat"].shape == (4, 2)
 
 
