@@ -51,7 +51,7 @@ def test_the_code_runs(names, tmp_path, monkeypatch):
         exec(compile(block, "README.md", "exec"), names)
     assert names["new"].shape == (16, 64)
     assert names["diagnosis"].findings[0].kind == "fixed_variance" and names["smaller"].latent_shape == (1,)
-    assert names["selection"].supported == 2 and len(names["histories"]) == 20
+    assert names["selection"].supported == 2 and len(names["histories"]) == 8
     assert names["history"].train.num_points == 16 and names["x_hat"].shape == (4, 2)
 
 
