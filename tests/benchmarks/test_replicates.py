@@ -4,6 +4,8 @@ import pytest
 import torch
 from benchmarks.replicates import _SecondEpoch, alone, digits, run, together
 
+from vaentropy.data import load
+
 
 def test_a_row_for_each_batch_size_and_number_of_threads():
     before = torch.get_num_threads()
