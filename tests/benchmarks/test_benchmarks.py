@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import torch
+
+from benchmarks import step
 from benchmarks.measure import interleaved, ratio
 from benchmarks.problems import images
 from benchmarks.results import Result
-
-from benchmarks import step
 from vaentropy import vae1
 
 

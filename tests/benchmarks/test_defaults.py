@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from benchmarks.defaults import BASE, SHORT_ONLY, Problem, Run, Setting, regrets, run, settings, without_latents
 
+from benchmarks.defaults import BASE, SHORT_ONLY, Problem, Run, Setting, regrets, run, settings, without_latents
 from vaentropy.expectation import MonteCarlo
 
 

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.growth import AXES, Setting
-from benchmarks.results import Result, save_figure
 
 from benchmarks import growth
+from benchmarks.growth import AXES, Setting
+from benchmarks.results import Result, save_figure
 
 MEGABYTE = 10**6
 

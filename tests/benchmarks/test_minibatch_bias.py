@@ -3,8 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from benchmarks.minibatch_bias import KINDS, _model, contributions, measured_bias, predicted_bias, run
 from scipy.special import digamma
+
+from benchmarks.minibatch_bias import KINDS, _model, contributions, measured_bias, predicted_bias, run
 
 MANY = 100_000  # points of a pool, so that a batch without replacement is one of independent points
 

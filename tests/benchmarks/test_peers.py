@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from benchmarks.peers import HERE, PeerMissing, driven, environment
 
 # Answers without a library: batch size over steps, so that a mix-up of the two is seen.

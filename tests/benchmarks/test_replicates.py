@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from benchmarks.replicates import _SecondEpoch, alone, digits, run, together
 
+from benchmarks.replicates import _SecondEpoch, alone, digits, run, together
 from vaentropy.data import load
 
 
+@pytest.mark.slow
 def test_a_row_for_each_batch_size_and_number_of_threads():
     before = torch.get_num_threads()
     result = run(quick=True, threads=(1, 2))
