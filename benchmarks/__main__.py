@@ -6,6 +6,7 @@ import time
 from importlib import import_module
 from pathlib import Path
 
+from benchmarks.peers import PeerMissing
 from vaentropy.errors import VaentropyError
 
 # Module of each, whose `run(quick)` returns a Result; in the order in which they run.
@@ -21,17 +22,24 @@ def main() -> int:
     chosen = parser.parse_args()
     if unknown := [name for name in chosen.names if name not in NAMES]:
         parser.error(f"benchmark {unknown[0]!r} given, expected one of {', '.join(NAMES)}")
+    try:
+        chosen.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"folder {chosen.out} given, which cannot be made ({error.strerror}); name another one")
+    failed = 0
     for name in chosen.names or NAMES:
         print(f"{name} ...", file=sys.stderr)
         start = time.perf_counter()
         try:
             result = import_module(f"benchmarks.{name}").run(quick=chosen.quick)
-        except VaentropyError as error:
-            parser.error(f"{name}: {error}")
-        result.save(chosen.out, name)
+        except (VaentropyError, PeerMissing) as error:
+            print(f"{name} failed: {error}", file=sys.stderr)
+            failed += 1
+            continue
         print(result.markdown(), flush=True)
+        result.save(chosen.out, name)
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

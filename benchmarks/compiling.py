@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 import torch._inductor.config as inductor
 from torch import nn
 
-from benchmarks.measure import interleaved, ratio
+from benchmarks.measure import interleaved, ratio, timed
 from benchmarks.problems import images
 from benchmarks.results import Result
 from vaentropy import MonteCarlo, vae1, vae3
@@ -34,31 +33,33 @@ def run(quick: bool) -> Result:
         "vae1 28×28, conv 32-64, batch 100": (_convolutional, 100),
     }
     # Else a second compilation of the same code would find the first one's files.
-    inductor.force_disable_caches = True
-    rows = []
-    for problem, (make, batch_size) in list(problems.items())[: 1 if quick else None]:
-        conv = make is _convolutional
-        steps = {
-            "plain": _steps(make, batch_size, device),
-            "bf16": _steps(make, batch_size, device, precision="bf16"),
-            "compiled": _steps(make, batch_size, device, compiled=True),
-        }
-        if conv:
-            steps["channels-last"] = _steps(make, batch_size, device, memory_format=torch.channels_last)
-        start = time.perf_counter()
-        steps["compiled"]()
-        seconds_to_compile = time.perf_counter() - start
-        times = interleaved(steps, 3 if quick else 15, device=device)
-        plain = statistics.median(times["plain"]) / STEPS
-        gained = plain - statistics.median(times["compiled"]) / STEPS
-        row: dict[str, Any] = {"problem": problem, "plain ms": 1e3 * plain}
-        for name in ("compiled", "bf16", "channels-last"):
-            row[f"{name} / plain"] = str(ratio(times[name], times["plain"])) if name in times else ""
-        row["s to compile"] = seconds_to_compile
-        row["pays after steps"] = f"{math.ceil(seconds_to_compile / gained / 1000) * 1000:,}" if gained > 0 else "never"
-        rows.append(row)
+    with inductor.patch(force_disable_caches=True):
+        rows = [
+            _row(problem, make, batch_size, device, quick)
+            for problem, (make, batch_size) in list(problems.items())[: 1 if quick else None]
+        ]
     notes = [] if device == "cuda" else ["No GPU here: CUDA graphs and bfloat16 on tensor cores are not measured."]
     return Result("Compiled steps, bfloat16, channels-last", rows=rows, notes=notes)
+
+
+def _row(problem: str, make: Callable[[], VAE], batch_size: int, device: str, quick: bool) -> dict[str, Any]:
+    steps = {
+        "plain": _steps(make, batch_size, device),
+        "bf16": _steps(make, batch_size, device, precision="bf16"),
+        "compiled": _steps(make, batch_size, device, compiled=True),
+    }
+    if make is _convolutional:
+        steps["channels-last"] = _steps(make, batch_size, device, memory_format=torch.channels_last)
+    with_compiling = timed(steps["compiled"], device)
+    times = interleaved(steps, 3 if quick else 15, device=device)
+    plain, compiled = (statistics.median(times[name]) for name in ("plain", "compiled"))
+    seconds, gained = with_compiling - compiled, (plain - compiled) / STEPS
+    row: dict[str, Any] = {"problem": problem, "plain ms": 1e3 * plain / STEPS}
+    for name in ("compiled", "bf16", "channels-last"):
+        row[f"{name} / plain"] = str(ratio(times[name], times["plain"])) if name in times else ""
+    row["s to compile"] = seconds
+    row["pays after steps"] = f"{math.ceil(seconds / gained / 1000) * 1000:,}" if gained > 0 else "never"
+    return row
 
 
 def _convolutional() -> VAE:

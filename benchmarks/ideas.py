@@ -72,12 +72,16 @@ class _Ways:
         self.objective = _through_distributions if distributions else objective
         self.second_pass = second_pass
         speed: dict[str, Any] = {"fused": True} if fused else {"foreach": False}
-        self.optimizer = torch.optim.Adam(self.model.parameters(), **speed)
+        # Analytic variances, as by default; through distributions σ² would be as it is.
+        for parameter in self.model.variance_parameters():
+            parameter.requires_grad_(False)
+        learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(learned, **speed)
         self.generator, self.sums = torch.Generator().manual_seed(0), RunningSums()
 
     def step(self, x: torch.Tensor) -> None:
         nodes = self.expectation.nodes(len(x), (2,), generator=self.generator, dtype=x.dtype)
-        sums = training_step(self.model, x, nodes, self.optimizer, objective=self.objective)
+        sums = training_step(self.model, x, nodes, self.optimizer, adapt=0.1, objective=self.objective)
         self.sums.add(sums, len(x))
         if self.read_each_step:
             self.sums.read()

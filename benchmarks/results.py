@@ -1,6 +1,7 @@
 """What a benchmark found: rows of a table, as JSON and Markdown, with the machine they were measured on."""
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +18,19 @@ __all__ = ["Result", "machine", "save_figure"]
 
 
 def machine() -> dict[str, Any]:
-    """Device, versions and threads: what the figures depend on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    """Processors, versions and threads: what the figures depend on."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        commit = ""
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}",
+        "CPU": f"{platform.machine()}, {os.cpu_count()} cores",
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": commit.stdout.strip() or None,
+        "commit": commit or None,
     }
 
 

@@ -364,7 +364,7 @@ def decompose(
             if precision is None:
                 precision, x64 = torch.exp(-shared), to_float64(x)
             at_node = _shared_normal_at(of_x.mean, shared, x64, observed, num_observed)
-            if "decoder_ratios" in averages or not torch.equal(precision, torch.exp(-shared)):
+            if "decoder_ratios" in averages or (averages and not torch.equal(precision, torch.exp(-shared))):
                 # Of a σ² that is another one at each node.
                 at_node["decoder_ratios"] = at_node["squared_error"] * torch.exp(-shared)
         else:

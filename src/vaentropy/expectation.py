@@ -42,7 +42,7 @@ class Nodes:
 
 @lru_cache(maxsize=16)
 def _uniform(num_samples: int) -> Tensor:
-    return torch.full((num_samples,), 1 / num_samples, dtype=torch.float64)
+    return torch.full((num_samples,), 1 / num_samples, dtype=torch.float64, device="cpu")
 
 
 class Expectation(ABC):

@@ -65,7 +65,10 @@ class TrainingData:
             self._require_shape(model, tuple(rows.shape), name)
             rows = rows.to(device=self.device, dtype=self.dtype)
             require_finite(rows, name, missing=self._missing)
-            self.may_be_missing = self._missing and bool(rows.isnan().any())
+            missing_values = rows.isnan() if self._missing else None
+            self.may_be_missing = missing_values is not None and bool(missing_values.any())
+            if missing_values is not None and bool(missing_values.all()):
+                raise DataError(f"{name} given of which every value is missing (NaN), expected some that are observed")
         else:
             self._require_shape(model, (len(rows), *rows.data_shape), name)
         self.rows = rows

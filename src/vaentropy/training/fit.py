@@ -29,7 +29,7 @@ from vaentropy.training.state import TrainingState
 from vaentropy.training.step import Precision
 from vaentropy.vae import VAE
 
-__all__ = ["adam", "fit", "prepared"]
+__all__ = ["adam", "channels_last", "fit", "prepared"]
 
 
 def fit(
@@ -100,8 +100,8 @@ def fit(
             nats over the next ten; it knows nothing of overfitting. None never stops.
         max_rollbacks: how often training may go back before it gives up.
         compile: steps by torch.compile, which takes 5 to 20 s to begin with and needs a C++ compiler on the CPU (where
-            it fails, training goes on without it and the log says so); None compiles where there are so many steps
-            that it pays.
+            it fails, training goes on without it and the log says so); None compiles on the CPU from 50,000 steps on,
+            where it pays.
         precision: "bf16" runs the networks in bfloat16 (autocast), for GPUs and CPUs that have it; weights, densities,
             entropies and sums stay in the model's dtype, and evaluations are in it throughout.
         missing: "ignore" takes NaN for a missing value, which the likelihood leaves out; "error" refuses it.
@@ -154,13 +154,16 @@ def fit(
     if resume and checkpoints is None:
         raise UsageError("resume=True given without checkpoints, expected their folder; pass checkpoints=...")
 
-    device = placement(model)[0] or torch.device("cpu")
+    device, dtype = placement(model)
+    device = device or torch.device("cpu")
+    if precision == "bf16":
+        _check_bf16(device, dtype)
     with prepared(model, variances), seeded(seed, device), interruption(checkpoints is not None) as interrupted:
         how = {"batch_size": batch_size, "seed": seed, "missing": missing}
         x = TrainingData(model, data, "data", **how)
         x_held_out = None if empty else TrainingData(model, held_out, "held_out", **how)  # type: ignore[arg-type]
         noise = torch.Generator(device).manual_seed(seed)
-        with progress_bar(epochs * len(x), "steps", show=progress) as report:
+        with channels_last(model), progress_bar(epochs * len(x), "steps", show=progress) as report:
             loop = Loop(
                 state=TrainingState(model, adam(model, settings), noise, x.generator),
                 data=x,
@@ -180,13 +183,26 @@ def fit(
 @contextmanager
 def prepared(model: VAE, variances: Variances) -> Iterator[None]:
     """A model as it is while it trains: in train mode, and without gradients for what is set in closed form."""
-    device = placement(model)[0] or torch.device("cpu")
-    if device.type == "cpu" and any(parameter.ndim == 4 for parameter in model.parameters()):
-        # Weights of convolutions: a step takes 0.8 times as long (docs/performance.md). Their values stay.
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     mode = nullcontext() if model.training else in_mode(model, "train", keep_buffers=False)
-    with mode, _frozen(model.variance_parameters()) if variances == "analytic" else nullcontext():
+    frozen = _frozen(model.variance_parameters()) if variances == "analytic" else nullcontext()
+    with torch.enable_grad(), mode, frozen:
         yield
+
+
+@contextmanager
+def channels_last(model: VAE) -> Iterator[None]:
+    """Weights of 2-D convolutions in channels-last order in memory, on the CPU; afterwards it is as before.
+
+    A step takes 0.8 times as long (docs/performance.md).
+    """
+    reordered = [p for p in model.parameters() if p.ndim == 4 and p.device.type == "cpu" and p.is_contiguous()]
+    for parameter in reordered:
+        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for parameter in reordered:
+            parameter.data = parameter.data.contiguous()
 
 
 @contextmanager
@@ -202,10 +218,19 @@ def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(was_required)
 
 
+def _check_bf16(device: torch.device, dtype: torch.dtype | None) -> None:
+    if dtype != torch.float32:
+        raise UsageError(f"precision='bf16' given for a model in {dtype}, expected float32; make it model.float()")
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UsageError(f"precision='bf16' given for {torch.cuda.get_device_name(device)}, which lacks it; use 'full'")
+
+
 def adam(model: VAE, settings: Settings) -> torch.optim.Adam:
     """The optimiser of a model that is `prepared`."""
     own, rate = {id(parameter) for parameter in model.variance_parameters()}, settings.learning_rate
     groups = [{"params": [p for p in model.parameters() if id(p) not in own and p.requires_grad], "lr": rate}]
+    if not groups[0]["params"]:
+        raise UsageError("a model given none of whose weights requires a gradient, expected some to train")
     if settings.variances == "learned" and own:
         groups.append({"params": model.variance_parameters(), "lr": settings.variance_learning_rate or rate})
     return torch.optim.Adam(groups, fused=placement(model)[0].type in ("cpu", "cuda"))  # type: ignore[union-attr]

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -18,10 +19,12 @@ from vaentropy.data.given import Data
 from vaentropy.data.source import Source
 from vaentropy.errors import UsageError, shown
 from vaentropy.expectation import Expectation, MonteCarlo, Nodes
+from vaentropy.likelihoods import Likelihood
 from vaentropy.passes import check_log_jacobian
 from vaentropy.progress import Report, progress_bar
+from vaentropy.seeding import seeded
 from vaentropy.training.data import TrainingData
-from vaentropy.training.fit import adam, prepared
+from vaentropy.training.fit import adam, channels_last, prepared
 from vaentropy.training.history import History, Row
 from vaentropy.training.interruption import Interruption
 from vaentropy.training.loop import Loop
@@ -126,12 +129,17 @@ def fit_replicates(
         together = _together_pays(models, x, settings[0])
         num_steps = epochs * len(x) * (1 if together else len(models))
         report = stack.enter_context(progress_bar(num_steps, "steps", show=progress))
-        loops = [
-            Loop(
-                state=_StackedState(model, torch.optim.SGD(model.parameters()), _noise(x, each))
-                if together
-                else TrainingState(model, adam(model, each), _noise(x, each)),
-                data=x if together else TrainingData(model, x.rows, "data", **{**how, "seed": each.seed}),
+
+        def loop_of(number: int) -> Loop:
+            model, each = models[number], settings[number]
+            if together:
+                state, of_model = _StackedState(model, torch.optim.SGD(model.parameters()), _noise(x, each)), x
+            else:
+                state = TrainingState(model, adam(model, each), _noise(x, each))
+                of_model = TrainingData(model, x.rows, "data", **{**how, "seed": each.seed})
+            return Loop(
+                state=state,
+                data=of_model,
                 held_out=x_held_out,
                 settings=each,
                 log_jacobian=log_jacobian,
@@ -139,14 +147,13 @@ def fit_replicates(
                 interruption=Interruption(),
                 on_epoch=_for_model(on_epoch, number),
             )
-            for number, (model, each) in enumerate(zip(models, settings, strict=True))
-        ]
+
         if together:
+            loops = [loop_of(number) for number in range(len(models))]
             _Together(loops, x, report).run()
-        else:
-            for loop in loops:
-                _run_alone(loop)
-    return [loop.history for loop in loops]
+            return [loop.history for loop in loops]
+        # One loop at a time: its clock runs from here, and so does its optimiser's memory.
+        return [_run_alone(loop_of, number, models[number], settings[number], x) for number in range(len(models))]
 
 
 # Arguments.
@@ -160,6 +167,8 @@ def _checked_models(models: Any) -> list[VAE]:
         raise UsageError("models=[] given, expected at least one VAE")
     for number, model in enumerate(models):
         require_instance(f"models[{number}]", model, VAE, "a VAE, as vae1(...) makes it")
+        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+            raise UsageError(f"models[{number}] has weights that are not finite, expected finite ones; make it anew")
     seen: dict[int, int] = {}
     for number, model in enumerate(models):
         for tensor in (*model.parameters(), *model.buffers()):
@@ -174,6 +183,8 @@ def _checked_models(models: Any) -> list[VAE]:
 def _each(common: Settings, number: int, seeds: Any, learning_rates: Any) -> list[Settings]:
     """The settings of each model."""
     seeds = _of_each("seeds", range(number) if seeds is None else seeds, number)
+    if isinstance(learning_rates, Tensor | np.ndarray) and learning_rates.ndim == 0:
+        learning_rates = learning_rates.item()
     rates = _of_each("learning_rates", learning_rates, number) if isinstance(learning_rates, Iterable) else None
     rates = [learning_rates] * number if rates is None else rates
     return [
@@ -205,16 +216,23 @@ def _check_alike(models: Sequence[VAE]) -> None:
                 )
 
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 def _anatomy(model: VAE) -> dict[str, str]:
     """What two models have to have in common, by name."""
     parts = {"the model": f"data_shape={model.data_shape}, columns={model.columns!r}"}
     for name, module in model.named_modules():
-        # Options such as a slope or a kernel's stride are in what modules say of themselves.
-        parts[name or "the model's class"] = (
-            f"{type(module).__name__}({module.extra_repr()}), {'train' if module.training else 'eval'} mode"
-        )
-        if hasattr(module, "likelihood") and not callable(module.likelihood):
-            parts[f"{name}.likelihood"] = str(module.likelihood)
+        kind, mode = type(module), "train" if module.training else "eval"
+        parts[name or "the model's class"] = f"{kind.__name__}({module.extra_repr()}) of {kind.__module__}, {mode} mode"
+        hooks = sum(len(getattr(module, each)) for each in HOOKS)
+        if hooks:
+            parts[f"hooks of {name or 'the model'}"] = f"{hooks} of the model's own, object {id(module)}"
+        for option, value in vars(module).items():
+            # A slope, say, or a likelihood. What else a model may keep, a run of each on some rows tells.
+            plain = isinstance(value, bool | int | float | str | tuple | Likelihood)
+            if plain and not option.startswith("_") and option != "training":
+                parts[f"{name}.{option}".lstrip(".")] = str(value)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         learned = ", fixed" if isinstance(tensor, nn.Parameter) and not tensor.requires_grad else ""
         parts[name] = f"{tuple(tensor.shape)}, {tensor.dtype}, {tensor.device}{learned}"
@@ -238,7 +256,7 @@ def _together_pays(models: Sequence[VAE], x: TrainingData, settings: Settings) -
     """
     assert isinstance(x.rows, Tensor)
     some = x.rows[:1].nan_to_num(nan=0.0).expand(2, *x.rows.shape[1:])
-    Stack([copy.deepcopy(models[0])], [settings]).try_out(some)
+    Stack([copy.deepcopy(model) for model in models], [settings] * len(models)).try_out(some, copy.deepcopy(models))
     generator = torch.Generator(some.device)
     nodes = settings.expectation.nodes(2, models[0].latent_shape, generator=generator, dtype=some.dtype)
     work = flops(models[0], some) * min(settings.batch_size, len(x.rows)) * len(nodes.noise)
@@ -267,15 +285,18 @@ def _silent(note: str = "", /, advance: int = 1) -> None:
     return
 
 
-def _run_alone(loop: Loop) -> None:
+def _run_alone(loop_of: Callable[[int], Loop], number: int, model: VAE, settings: Settings, x: TrainingData) -> History:
     """Train one model by itself."""
 
     def stop(elbo: float) -> None:
         loop.state.restore(loop.epoch_start)
         _stop(loop, elbo)
 
-    loop.on_divergence = stop
-    loop.run()
+    with seeded(settings.seed, x.device or torch.device("cpu")), channels_last(model):
+        loop = loop_of(number)
+        loop.on_divergence = stop
+        loop.run()
+    return loop.history
 
 
 def _stop(loop: Loop, elbo: float) -> None:

@@ -17,6 +17,8 @@ from vaentropy.vae import VAE
 
 __all__ = ["Stack", "flops"]
 
+# Units of rounding, relative to their size, by which the loss of a model may differ in the stack and by itself.
+AGREEMENT = 1e4
 # As torch.nn.utils.clip_grad_norm_ has it.
 CLIP_EPSILON = 1e-6
 
@@ -44,11 +46,17 @@ class Stack:
         head = self._template.head
         if isinstance(head, GaussianHead) and isinstance(head.log_variance, nn.Module | nn.Parameter):
             head.gradient_unseen = isinstance(head.log_variance, nn.Module) or head.log_variance.requires_grad
-        for row, model in enumerate(self.models):
-            self._point(model, row, (*self._tensors, *self._buffers))
         for name, tensor in zip(self._blocks, self._tensors, strict=True):
             tensor.requires_grad_(name != FIXED)
         self._optimize(settings)
+        # Last of all: from here on somebody has to release them.
+        try:
+            for row, model in enumerate(self.models):
+                self._point(model, row, (*self._tensors, *self._buffers))
+        except BaseException:
+            for row in range(len(self.models)):
+                self.release(row)
+            raise
 
     def _optimize(self, settings: Sequence[Settings]) -> None:
         """Adam, with a group for each run of rows whose learning rate is the same."""
@@ -163,7 +171,14 @@ class Stack:
         def one(parameters, buffers, x, noise, *observed) -> tuple[Tensor, Tensor]:
             self._fill(parameters, buffers)
             counted = observed[0] if observed else None
-            return objective(self._template, x, noise, weights, observed=counted, beta=beta, adapt=adapt)
+            result = objective(self._template, x, noise, weights, observed=counted, beta=beta, adapt=adapt)
+            for place, name, index in self._slots[1]:
+                if place[name] is not buffers[index]:
+                    raise UsageError(
+                        f"a layer puts another tensor in the place of its buffer {name!r}, expected one that changes "
+                        "it in place; train these models one by one, by fit"
+                    )
+            return result
 
         arguments = (parameters, buffers, x, noise, *([] if observed is None else [observed]))
         return torch.vmap(one)(*arguments)
@@ -178,11 +193,15 @@ class Stack:
         for place, name, index in self._slots[1]:
             place[name] = buffers[index]
 
-    def try_out(self, x: Tensor) -> None:
+    def try_out(self, x: Tensor, models: Sequence[VAE]) -> None:
         """Run the models once on rows (B, *data_shape), to see whether they can run as one; nothing is changed.
 
+        Args:
+            x: finite.
+            models: the same models once more, each to be run by itself; only their buffers are changed.
+
         Raises:
-            UsageError: they cannot.
+            UsageError: they cannot, or what one of them computes by itself is something else.
         """
         copies = self._split([tensor.detach().clone() for tensor in self._tensors])
         buffers = [buffer.clone() for buffer in self._buffers]
@@ -190,10 +209,19 @@ class Stack:
         rows = x.nan_to_num(nan=0.0).expand(len(self.models), *x.shape)
         try:
             with torch.no_grad():
-                self._objectives(copies, buffers, rows, noise)
-        except (RuntimeError, ValueError, NotImplementedError) as error:
+                losses, _ = self._objectives(copies, buffers, rows, noise)
+                alone = torch.stack([objective(model, x, noise[0])[0] for model in models])
+        except UsageError:
+            raise
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             reason = " ".join(str(error).split())[:120]
             raise UsageError(f"these models cannot run as one ({reason}); train them one by one, by fit") from error
+        apart = (losses - alone).abs() > AGREEMENT * torch.finfo(losses.dtype).eps * (1 + alone.abs())
+        if bool(apart.any()):
+            raise UsageError(
+                f"models[{int(apart.nonzero()[0])}] computes something else than the layers of models[0] would with "
+                "its weights, expected models of one architecture; train it on its own, by fit"
+            )
 
 
 # Blocks of parameters by what moves them: gradients, gradients at the rate of variances, nothing or a closed form.
