@@ -28,6 +28,7 @@ from torch.distributions import (
 from torch.utils.data import DataLoader, TensorDataset
 
 from vaentropy import ledger
+from vaentropy.distributions import DiagonalNormal
 from vaentropy.entropy import ENTROPY_SAMPLES
 from vaentropy.errors import DataError, ModelError, UsageError
 from vaentropy.evaluation import evaluate
@@ -914,3 +915,37 @@ def test_covariance_of_posterior_means():
     halves = [evaluate(toy, part, expectation=MonteCarlo(2, seed)) for seed, part in enumerate((x[:11], x[11:]))]
     both = Evaluation.merge(halves).latent_moments
     assert both is not None and np.allclose(both.covariance.numpy(), np.cov(means, rowvar=False, ddof=0), rtol=1e-10)
+
+
+def test_a_variance_that_is_no_number_is_named():
+    model = vae1(3, 2, (4,))
+    with torch.no_grad():
+        model.head.log_variance.fill_(math.nan)
+    with pytest.raises(ModelError, match="not a number"):
+        evaluate(model, torch.rand(5, 3))
+
+
+@pytest.mark.parametrize("changing", [False, True])
+@pytest.mark.parametrize("expectation", [MonteCarlo(1), MonteCarlo(4), Antithetic(4), GaussHermite(3)])
+def test_one_variance_for_all_gives_what_a_variance_for_each_gives(expectation, changing):
+    class Model:
+        def __init__(self, model, expanded):
+            self.model, self.expanded, self.calls = model, expanded, 0
+
+        posterior, prior = (lambda self, x: self.model.posterior(x)), lambda self: self.model.prior()
+
+        def likelihood(self, z):
+            mean, self.calls = self.model.likelihood(z).mean, self.calls + 1
+            log_variance = torch.tensor(-0.3 + 0.2 * self.calls * changing, dtype=torch.float64)
+            return DiagonalNormal(mean, log_variance.expand(mean.shape) if self.expanded else log_variance)
+
+    torch.manual_seed(0)
+    model, x = vae1(3, 2, (4,)).double(), torch.rand(7, 3, dtype=torch.float64)
+    x[2, 1] = math.nan
+    one, each = (evaluate(Model(model, e), x, expectation=expectation, missing="ignore") for e in (False, True))
+    for name, moment in each.moments.items():
+        for field in ("mean", "spread", "noise"):
+            expected, found = getattr(moment, field), getattr(one.moments[name], field)
+            assert (expected is None) == (found is None), (name, field)
+            if expected is not None:
+                assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12), (name, field)

@@ -309,16 +309,48 @@ def with_layer(layer):
     return VAE(encoder, MLPDecoder((6,)), data_shape=5, latent_dim=2).double()
 
 
+class Calls(nn.Module):
+    """A layer whose function is no part of what it says of itself."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = [function]
+
+    def forward(self, x):
+        return self.function[0](x)
+
+
+class Counts(nn.Module):
+    """A layer that makes its buffer anew at each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count = self.count + 1
+        return x * (1 + self.count)
+
+
+def spoilt(model):
+    with torch.no_grad():
+        model.head.log_variance.fill_(torch.inf)
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: [vae1(5, 2), vae1(5, 3)], r"models\[1\] differs from models\[0\] in latent_mean \(.*out_features=3"),
+        (lambda: [vae1(5, 2), vae1(5, 3)], r"models\[1\] differs from models\[0\] in latent_shape \(\(3,\)"),
         (lambda: [vae1(5, 2), vae2(5, 2)], r"models\[1\] differs from models\[0\]"),
         (lambda: [vae1(5, 2), vae1(5, 2), vae1(5, 2).double()], r"models\[2\] differs .*float64"),
         (lambda: [with_layer(nn.ReLU()), with_layer(nn.Tanh())], r"differs .* in encoder\.1 \(Tanh.*instead of ReLU"),
         (lambda: [with_layer(nn.LeakyReLU(0.1)), with_layer(nn.LeakyReLU(0.2))], r"differs .*slope=0\.2"),
         (lambda: [vae0(5, 2), vae0(5, 2, variance=2.0)], r"differs .*head\.likelihood"),
         (lambda: [with_layer(nn.Dropout(0.5))] * 1, r"encoder\.1 is Dropout\(p=0\.5\)"),
+        (lambda: [with_layer(Calls(torch.relu)), with_layer(Calls(torch.sin))], r"models\[1\] computes something else"),
+        (lambda: [with_layer(Counts())] * 1, r"another tensor in the place of its buffer 'count'"),
+        (lambda: [vae1(5, 2), spoilt(vae1(5, 2))], r"models\[1\] has weights that are not finite"),
         (lambda: [with_layer(Noisy())], r"cannot run as one \(vmap: called random operation"),
         (lambda: [vae1(5, 2)] * 2, r"models\[1\] shares weights with models\[0\]"),
         (lambda: [], r"models=\[\] given"),
@@ -347,3 +379,9 @@ def test_data_that_are_not_in_memory_are_refused(x, give):
 def test_wrong_data_are_named(x):
     with pytest.raises(DataError, match=r"data of shape \(97, 4\) given, expected \(N, 5\)"):
         fit_replicates(several(lambda: vae1(5, 2, (6,)), 2), x[:, :4])
+
+
+def test_seconds_are_those_of_each_models_own_training(x, monkeypatch):
+    monkeypatch.setattr(replicates, "STACKING_PAYS", 0.0)
+    first, second = fit_replicates([vae1(5, 2), vae1(5, 2)], x, epochs=3, batch_size=10)
+    assert second["seconds"][0] < first["seconds"][-1]

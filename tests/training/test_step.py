@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vaentropy import MonteCarlo, fit, vae1, vae2, vae3
-from vaentropy.networks import ConvDecoder, ConvEncoder
+from vaentropy import VAE, MonteCarlo, fit, vae1, vae2, vae3
+from vaentropy.networks import ConvDecoder, ConvEncoder, MLPDecoder
 from vaentropy.training import loop
 
 
@@ -112,3 +112,29 @@ def test_convolutions_keep_their_values_in_another_order_of_memory():
     )
     assert last == [True] and model.encoder[0].weight.is_contiguous()
     assert torch.allclose(model.posterior(x).mean.detach(), before, rtol=1e-5, atol=1e-6)
+
+
+def test_convolutions_of_three_dimensions_beside_those_of_two():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.three, self.two = nn.Conv3d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
+
+        def forward(self, x):
+            return self.two(self.three(x[:, None, None])[:, :, 0]).tanh()
+
+    model = VAE(Encoder(), MLPDecoder((8,)), data_shape=(6, 6), latent_dim=2)
+    assert len(fit(model, torch.rand(20, 6, 6), epochs=1)) == 1
+
+
+def test_gradients_are_switched_on():
+    with torch.no_grad():
+        assert len(fit(vae1(5, 2, (4,)), torch.rand(20, 5), epochs=1)) == 1
+
+
+def test_each_compiled_objective_has_code_of_its_own(monkeypatch):
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda call, **options: made.append(call) or call)
+    for _ in range(2):
+        fit(vae1(5, 2, (4,)), torch.rand(20, 5), epochs=1, compile=True)
+    assert len({id(call.__code__) for call in made}) == 2

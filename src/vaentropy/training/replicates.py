@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -183,8 +182,6 @@ def _checked_models(models: Any) -> list[VAE]:
 def _each(common: Settings, number: int, seeds: Any, learning_rates: Any) -> list[Settings]:
     """The settings of each model."""
     seeds = _of_each("seeds", range(number) if seeds is None else seeds, number)
-    if isinstance(learning_rates, Tensor | np.ndarray) and learning_rates.ndim == 0:
-        learning_rates = learning_rates.item()
     rates = _of_each("learning_rates", learning_rates, number) if isinstance(learning_rates, Iterable) else None
     rates = [learning_rates] * number if rates is None else rates
     return [
