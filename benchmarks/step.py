@@ -4,8 +4,8 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, redirect_stderr
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from typing import Any
 from unittest.mock import patch
@@ -81,32 +81,57 @@ def run(quick: bool) -> Result:
     num_points, repetitions = (640, 3) if quick else (NUM_POINTS, 15)
     x, rows, notes = images(num_points, DATA_DIM), [], []
     for batch_size in BATCH_SIZES:
-        steps = math.ceil(num_points / batch_size)
-        others: dict[str, Callable[[], float | None]] = {"bare": bare_epochs(x, HIDDEN, LATENT_DIM, batch_size)}
-        with ExitStack() as stack:
-            if not quick:
-                notes += add_peer(stack, others, "pythae", batch_size=batch_size, steps=steps)
-            # The bar is drawn, where nobody sees it.
-            with redirect_stderr(_Terminal()) as terminal, patch.dict(os.environ, TERM="xterm"):
-                model = vae1(DATA_DIM, LATENT_DIM, HIDDEN)
-                seconds = beside_fit(model, x, batch_size, others, repetitions, progress=True)
-        assert "/" in terminal.getvalue(), "no bar was drawn"
-        rows.append(_row(f"784-512-10-512-784, batch {batch_size}", seconds, steps))
+        row, remarks = _compared(x, HIDDEN, LATENT_DIM, batch_size, None if quick else "pythae", repetitions)
+        rows.append({"problem": f"784-512-10-512-784, batch {batch_size}", **row})
+        notes += remarks
     small = load("digits").train.repeat(1 if quick else 10, 1)
-    steps, others = math.ceil(len(small) / SMALL_BATCH), {"bare": bare_epochs(small, (50, 50), 2, SMALL_BATCH)}
-    with ExitStack() as stack:
-        if not quick:
-            notes += add_peer(stack, others, "jax", batch_size=SMALL_BATCH, steps=steps)
-        seconds = beside_fit(vae1(64, 2), small, SMALL_BATCH, others, repetitions, progress=False)
-    rows.append(_row("digits, 64-50-50-2-50-50-64, batch 200", seconds, steps))
+    row, remarks = _compared(small, (50, 50), 2, SMALL_BATCH, None if quick else "jax", repetitions)
+    rows.append({"problem": "digits, 64-50-50-2-50-50-64, batch 200", **row})
     columns = list(dict.fromkeys(name for row in rows for name in row))
     rows = [{column: row.get(column, "") for column in columns} for row in rows]
+    notes += remarks
     notes.append(
-        "Each time is that of an epoch, measured between two others: ours, then each other one. The ratios are of "
-        "medians, with the lowest and highest of two measured side by side. Bare: forward, backward and fused Adam on "
-        "slices of a resident tensor, without shuffling, sums, history or a learned σ²."
+        "Each time is that of an epoch of `fit`, between two of the other: first all with the bare step, then all with the "
+        "peer, whose process would leave cold caches to whichever comes next. The ratios are of medians, with the lowest "
+        "and highest of two measured side by side. Bare: forward, backward and fused Adam on slices of a resident tensor, "
+        "without shuffling, sums, history or a learned σ²."
     )
     return Result("A training step beside its floor", rows=rows, notes=list(dict.fromkeys(notes)))
+
+
+def _compared(
+    x: torch.Tensor, hidden: Sequence[int], latent_dim: int, batch_size: int, name: str | None, repetitions: int
+) -> tuple[dict[str, Any], list[str]]:
+    """A row: ours and the bare step, then ours and a peer; and why the peer is not there."""
+    steps, model = math.ceil(len(x) / batch_size), vae1(x.shape[1], latent_dim, hidden)
+    with _drawn():
+        bare = {"bare": bare_epochs(x, hidden, latent_dim, batch_size)}
+        seconds = beside_fit(model, x, batch_size, bare, repetitions, progress=True)
+    per_step = {each: 1e3 * statistics.median(times) / steps for each, times in seconds.items()}
+    row: dict[str, Any] = {"ours ms": per_step["ours"], "bare ms": per_step["bare"]}
+    row["ours / bare"] = str(ratio(seconds["ours"], seconds["bare"]))
+    if name is None:
+        return row, []
+    try:
+        with peer(name, threads=torch.get_num_threads()) as seconds_per_step, _drawn():
+
+            def epoch() -> float:
+                return steps * seconds_per_step(batch_size=batch_size, steps=steps)
+
+            seconds = beside_fit(model, x, batch_size, {name: epoch}, repetitions, progress=True)
+    except PeerMissing as error:
+        return row, [f"{name} skipped: {error}"]
+    row[f"{name} ms"] = 1e3 * statistics.median(seconds[name]) / steps
+    row[f"{name} / ours"] = str(ratio(seconds[name], seconds["ours"]))
+    return row, []
+
+
+@contextmanager
+def _drawn() -> Iterator[None]:
+    """The progress bar is drawn, where nobody sees it."""
+    with redirect_stderr(_Terminal()) as terminal, patch.dict(os.environ, TERM="xterm"):
+        yield
+    assert "/" in terminal.getvalue(), "no bar was drawn"
 
 
 class _Terminal(StringIO):
@@ -121,26 +146,3 @@ def bare_epochs(x: torch.Tensor, hidden: Sequence[int], latent_dim: int, batch_s
     model = vae1(x.shape[1], latent_dim, hidden)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     return lambda: bare_epoch(model, x, batch_size, optimizer)
-
-
-def add_peer(
-    stack: ExitStack, others: dict[str, Callable[[], float | None]], name: str, *, batch_size: int, steps: int
-) -> list[str]:
-    """Let a peer take part, for as long as the stack is open; a note where it cannot."""
-    try:
-        seconds_per_step = stack.enter_context(peer(name, threads=torch.get_num_threads()))
-    except PeerMissing as error:
-        return [f"{name} skipped: {error}"]
-    others[name] = lambda: steps * seconds_per_step(batch_size=batch_size, steps=steps)
-    return []
-
-
-def _row(problem: str, seconds: Mapping[str, list[float]], steps: int) -> dict[str, Any]:
-    ours, row = seconds["ours"], {"problem": problem, "ours ms": 1e3 * statistics.median(seconds["ours"]) / steps}
-    for name, each in seconds.items():
-        if name != "ours":
-            row[f"{name} ms"] = 1e3 * statistics.median(each) / steps
-            row["ours / bare" if name == "bare" else f"{name} / ours"] = str(
-                ratio(ours, each) if name == "bare" else ratio(each, ours)
-            )
-    return row
