@@ -93,7 +93,7 @@ def run(quick: bool) -> Result:
     notes.append(
         "Each time is that of an epoch of `fit`, between two of the other: first all with the bare step, then all with "
         "the peer, whose process would leave cold caches to whichever comes next. The ratios are of medians, with the "
-        "lowest and highest of two measured side by side. Bare: forward, backward and fused Adam on slices of a resident "
+        "lowest and highest of two side by side. Bare: forward, backward and fused Adam on slices of a resident "
         "tensor, without shuffling, sums, history or a learned σ²."
     )
     return Result("A training step beside its floor", rows=rows, notes=list(dict.fromkeys(notes)))
