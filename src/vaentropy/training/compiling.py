@@ -12,8 +12,7 @@ __all__ = ["COMPILING_PAYS", "Compiled"]
 
 logger = logging.getLogger(__name__)
 
-# Steps from which compiling is worth its time, which it is after 10,000 to 20,000 (docs/performance.md), with a margin
-# for machines that compile slowly.
+# Steps from which compiling is worth its time on the CPU: it was after 1,000 to 45,000 (docs/performance.md).
 COMPILING_PAYS = 50_000
 
 
