@@ -250,7 +250,8 @@ def _shared_log_variance(likelihood: Distribution) -> Tensor | None:
     """log σ² (), float64, of a normal that has one for all points and features; else None."""
     while isinstance(likelihood, Independent):
         likelihood = likelihood.base_dist
-    if not isinstance(likelihood, DiagonalNormal) or likelihood.log_variance.ndim:
+    # Not of a class of its own that is made of it, which may have other terms.
+    if type(likelihood) is not DiagonalNormal or likelihood.log_variance.ndim:
         return None
     return to_float64(likelihood.log_variance)
 

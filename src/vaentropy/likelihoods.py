@@ -227,11 +227,9 @@ class GaussianHead(Head):
             squared_error = torch.where(counted, squared_error, 0)
         num_values = squared_error.shape[1] if counted is None else counted.sum(1).to(squared_error)
         if isinstance(self.log_variance, nn.Module):
-            raw = outputs(self.log_variance, features)
             if adapt:
-                # What a second pass through the layer would give after its bias has moved.
-                raw = raw + self._adapt_function(squared_error.detach(), raw.detach(), counted, weights, adapt)
-            log_variances = self._bounded(raw).flatten(1)
+                self._adapt_function(squared_error.detach(), features, counted, weights, adapt)
+            log_variances = self.log_variance_at(features).flatten(1)
             squares = (squared_error * torch.exp(-log_variances)).sum(1)
             if counted is not None:
                 log_variances = torch.where(counted, log_variances, 0)
@@ -299,17 +297,11 @@ class GaussianHead(Head):
 
     @torch.no_grad()
     def _adapt_function(
-        self, squared_error: Tensor, raw: Tensor, counted: Tensor | None, weights: Tensor | None, step: float
-    ) -> Tensor:
-        """Move the bias of log σ²(z), by one factor per bias; return by how much, for adding it to `raw`.
-
-        Args:
-            squared_error, counted: (B, D).
-            raw: what the layer returns, (B, *data_shape).
-            weights, step: as for `log_prob_and_entropy`.
-        """
+        self, squared_error: Tensor, features: Tensor, counted: Tensor | None, weights: Tensor | None, step: float
+    ) -> None:
+        """Move the bias of log σ²(z), by one factor per bias; `squared_error` and `counted` are (B, D)."""
         assert isinstance(self.log_variance, nn.Module)
-        log_floor = math.log(self.likelihood.floor)
+        log_floor, raw = math.log(self.likelihood.floor), outputs(self.log_variance, features)
         ratios = squared_error * torch.exp(-raw.flatten(1).clamp(min=log_floor))
         total = self._per_bias(_mean(ratios, weights).reshape(raw.shape[1:]))
         if counted is None:
@@ -320,9 +312,9 @@ class GaussianHead(Head):
         # Not further down than to where all of a feature's variances are at the floor: it has to find back.
         per_channel = raw[0].numel() != ratio.numel()
         highest = raw.flatten(2).amax((0, 2)) if per_channel else raw.flatten(1).amax(0)
-        shift = torch.maximum(torch.log1p(step * (ratio - 1)), (log_floor - highest).clamp(max=0))
-        bias_of(self.log_variance).add_(shift)
-        return shift.reshape(-1, *[1] * (raw.ndim - 2)) if per_channel else shift.reshape(raw.shape[1:])
+        bias_of(self.log_variance).add_(
+            torch.maximum(torch.log1p(step * (ratio - 1)), (log_floor - highest).clamp(max=0))
+        )
 
 
 def _mean(rows: Tensor, weights: Tensor | None) -> Tensor:

@@ -15,9 +15,14 @@ from vaentropy.model import placement
 from vaentropy.rows import as_tensor, require_finite, rows_of
 from vaentropy.vae import VAE
 
-__all__ = ["TrainingData"]
+__all__ = ["TrainingData", "none_if_empty"]
 
 SOME = 512  # rows that a look at the data takes
+
+
+def none_if_empty(data: Data | None) -> Data | None:
+    """Held-out data; None where there are no rows, as where there are no data."""
+    return None if data is None or (hasattr(data, "__len__") and len(data) == 0) else data  # type: ignore[arg-type]
 
 
 class TrainingData:

@@ -19,7 +19,7 @@ from vaentropy.passes import check_log_jacobian
 from vaentropy.progress import progress_bar
 from vaentropy.seeding import seeded
 from vaentropy.training.checkpoint import Checkpoints
-from vaentropy.training.data import TrainingData
+from vaentropy.training.data import TrainingData, none_if_empty
 from vaentropy.training.history import History, Row
 from vaentropy.training.interruption import interruption
 from vaentropy.training.loop import Loop
@@ -148,8 +148,8 @@ def fit(
         missing=missing,
         seed=seed,
     )
-    empty = held_out is None or (hasattr(held_out, "__len__") and len(held_out) == 0)  # type: ignore[arg-type]
-    if patience and empty:
+    held_out = none_if_empty(held_out)
+    if patience and held_out is None:
         raise UsageError(f"patience={patience} given without held-out data, expected some to judge by; pass held_out=")
     if resume and checkpoints is None:
         raise UsageError("resume=True given without checkpoints, expected their folder; pass checkpoints=...")
@@ -161,7 +161,7 @@ def fit(
     with prepared(model, variances), seeded(seed, device), interruption(checkpoints is not None) as interrupted:
         how = {"batch_size": batch_size, "seed": seed, "missing": missing}
         x = TrainingData(model, data, "data", **how)
-        x_held_out = None if empty else TrainingData(model, held_out, "held_out", **how)  # type: ignore[arg-type]
+        x_held_out = None if held_out is None else TrainingData(model, held_out, "held_out", **how)
         noise = torch.Generator(device).manual_seed(seed)
         with channels_last(model), progress_bar(epochs * len(x), "steps", show=progress) as report:
             loop = Loop(

@@ -22,7 +22,7 @@ from vaentropy.likelihoods import Likelihood
 from vaentropy.passes import check_log_jacobian
 from vaentropy.progress import Report, progress_bar
 from vaentropy.seeding import seeded
-from vaentropy.training.data import TrainingData
+from vaentropy.training.data import TrainingData, none_if_empty
 from vaentropy.training.fit import adam, channels_last, prepared
 from vaentropy.training.history import History, Row
 from vaentropy.training.interruption import Interruption
@@ -116,10 +116,10 @@ def fit_replicates(
         compile=False,
     )
     settings = _each(common, len(models), seeds, learning_rates)
-    empty = held_out is None or (hasattr(held_out, "__len__") and len(held_out) == 0)  # type: ignore[arg-type]
+    held_out = none_if_empty(held_out)
     how = {"batch_size": batch_size, "seed": 0, "missing": missing}
     x = TrainingData(models[0], data, "data", **how)
-    x_held_out = None if empty else TrainingData(models[0], held_out, "held_out", **how)  # type: ignore[arg-type]
+    x_held_out = None if held_out is None else TrainingData(models[0], held_out, "held_out", **how)
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(prepared(model, variances))
