@@ -12,7 +12,7 @@ from vaentropy.training import loop
 
 
 class Waiting(TorchDispatchMode):
-    """Counts operations that wait for the device: each brings a number to Python or a tensor to another device."""
+    """Counts operations that wait for the device to bring a number to Python; it sees no copies between devices."""
 
     def __init__(self):
         super().__init__()

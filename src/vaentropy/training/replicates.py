@@ -73,7 +73,8 @@ def fit_replicates(
     computation; where one model's batch is enough work for the CPU, they are trained one after the other.
 
     A model that diverges goes back to the end of its last good epoch and stays there, as its `History.stopped` says;
-    the others go on. There are no checkpoints, rollbacks, `patience` or `plateau`: use `fit` for these.
+    the others go on. There are no checkpoints, rollbacks, `patience` or `plateau`: use `fit` for these, as for
+    `compile` and `precision`.
 
     Args:
         models: of the same layers, device and dtype; without dropout or other randomness of their own.

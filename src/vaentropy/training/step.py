@@ -35,6 +35,9 @@ def objective(
         beta: weight of the KL term.
         precision: "bf16" runs the networks' layers under autocast to bfloat16; densities and sums stay in the dtype of
             the model.
+
+    Returns:
+        The loss, nats per data point, with gradients; and Σ over the batch of what `RunningSums.NAMES` says, nats.
     """
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
         terms = model.elbo_terms(x, noise, weights, observed=observed, adapt=adapt)
