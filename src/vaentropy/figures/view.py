@@ -55,14 +55,15 @@ class View:
         samples: mean of p(x|z) at draws z ~ p(z), (P, *data_shape).
         latent_mean: posterior means ν, (P, H).
         latent_variance: posterior variances τ², (P, H); None where the posterior is not normal.
-        shown: numbers of the K latents with the largest KL, in this order; with the largest variance of the posterior
-            mean where posterior or prior are not normal.
-        shown_covariance: posterior covariance of these, (P, K, K); None where the posterior is not normal.
+        order: numbers of the latents by use, (H,): those with the largest KL first; those with the largest variance of
+            the posterior mean where `kl_per_latent` is None.
+        shown_covariance: posterior covariance of the latents shown, (P, K, K); None where the posterior is not normal.
         kl_per_latent: KL(q(z_h|x) ‖ p(z_h)) of the points drawn, nats per data point, (H,); None where the posterior is
             not normal, or the prior is not normal with independent elements.
         prior_mean, prior_variance: m0 and α², (H,); None where the prior is not normal with independent elements, or
             each point has one of its own.
-        traversed: values that each latent shown takes, (K, steps): quantiles of the aggregate posterior.
+        levels: of the quantiles that the traversals go over, (steps,).
+        traversed: values that each latent shown takes, (K, steps): these quantiles of the aggregate posterior.
         traversals: mean of p(x|z) there, all other latents at their mean over the points, (K, steps, *data_shape).
         labels: (P,), if given.
         columns: names of the features, () where they have none.
@@ -75,11 +76,12 @@ class View:
     samples: Float[Tensor, "P *data"]
     latent_mean: Float[Tensor, "P H"]
     latent_variance: Float[Tensor, "P H"] | None
-    shown: tuple[int, ...]
+    order: tuple[int, ...]
     shown_covariance: Float[Tensor, "P K K"] | None
     kl_per_latent: Float[Tensor, "H"] | None
     prior_mean: Float[Tensor, "H"] | None
     prior_variance: Float[Tensor, "H"] | None
+    levels: Float[Tensor, "steps"]
     traversed: Float[Tensor, "K steps"]
     traversals: Float[Tensor, "K steps *data"]
     labels: np.ndarray | None
@@ -91,6 +93,11 @@ class View:
     def data_shape(self) -> tuple[int, ...]:
         """Shape of one data point."""
         return tuple(self.x.shape[1:])
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """Numbers of the K most used latents, in the order of `order`."""
+        return self.order[: len(self.traversed)]
 
     def __len__(self) -> int:
         return len(self.x)
@@ -260,7 +267,7 @@ def _seen(batch: Batch, num_latents: int, num_steps: int, scaling: Scaling | Non
     likelihood_at(model, mean, x)
     prior = latents.prior
     drawn = prior.sample() if prior.batch_shape else prior.sample(torch.Size([len(x)]))
-    values, at = _traversals(about, num_steps)
+    levels, values, at = _traversals(about, num_latents, num_steps)
     traversals = decode(at.flatten(0, 1)).unflatten(0, values.shape)
     given = x if batch.observed is None else x.masked_fill(~batch.observed, torch.nan)
     return {
@@ -268,6 +275,7 @@ def _seen(batch: Batch, num_latents: int, num_steps: int, scaling: Scaling | Non
         "x": _for_pictures(given, scaling),
         "reconstruction": decode(about["latent_mean"]),
         "samples": decode(drawn),
+        "levels": levels,
         "traversed": values,
         "traversals": traversals,
         "latent_shape": tuple(mean.shape[1:]),
@@ -299,7 +307,8 @@ def _latents(latents: Latents, mean: Tensor, num_latents: int) -> dict[str, Any]
         if variance is not None:
             kl = normal_kl(mean, variance.log(), prior_mean, log_variance).mean(0)
     use = mean.var(0, correction=0) if kl is None else kl
-    most_used = use.argsort(descending=True, stable=True)[:num_latents]
+    order = use.argsort(descending=True, stable=True)
+    most_used = order[:num_latents]
     covariance = None
     if cholesky is not None:
         rows = cholesky[:, most_used]
@@ -309,7 +318,7 @@ def _latents(latents: Latents, mean: Tensor, num_latents: int) -> dict[str, Any]
     return {
         "latent_mean": mean,
         "latent_variance": variance,
-        "shown": tuple(most_used.tolist()),
+        "order": tuple(order.tolist()),
         "shown_covariance": covariance,
         "kl_per_latent": kl,
         "prior_mean": prior_mean,
@@ -317,20 +326,20 @@ def _latents(latents: Latents, mean: Tensor, num_latents: int) -> dict[str, Any]
     }
 
 
-def _traversals(about: Mapping[str, Any], num_steps: int) -> tuple[Tensor, Tensor]:
-    """Values (K, steps) of the latents shown, and the latents (K, steps, H) that have them."""
-    mean, chosen = about["latent_mean"], list(about["shown"])
+def _traversals(about: Mapping[str, Any], num_latents: int, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Levels (steps,), values (K, steps) of the latents shown, and the latents (K, steps, H) that have them."""
+    mean, chosen = about["latent_mean"], list(about["order"][:num_latents])
     between = (torch.arange(NODES, dtype=torch.float64, device="cpu") + 0.5) / NODES
     nodes = torch.special.ndtri(between).reshape(-1, 1, 1)
     variance = about["latent_variance"]
     spread = torch.zeros_like(mean[:, chosen]) if variance is None else variance[:, chosen].sqrt()
     aggregate = (mean[:, chosen] + spread * nodes).flatten(0, 1)
     reach = torch.linspace(-TRAVERSED_DEVIATIONS, TRAVERSED_DEVIATIONS, num_steps, dtype=torch.float64, device="cpu")
+    levels = torch.special.ndtr(reach)
     # Not torch.quantile, which takes no more than 2^24 values. Hazen's: the nodes are midpoints of equal masses.
-    levels = torch.special.ndtr(reach).numpy()
-    quantiles = np.quantile(aggregate.numpy(), levels, axis=0, method="hazen")
+    quantiles = np.quantile(aggregate.numpy(), levels.numpy(), axis=0, method="hazen")
     values = torch.from_numpy(quantiles).T.contiguous()
     z = mean.mean(0).repeat(*values.shape, 1)
     for k, latent in enumerate(chosen):
         z[k, :, latent] = values[k]
-    return values, z
+    return levels, values, z

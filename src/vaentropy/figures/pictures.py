@@ -1,0 +1,109 @@
+"""Data points as pictures: mosaics of images, and features in units of their own spread."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from vaentropy._typing import Tensor
+from vaentropy.data.scaling import Scaling, Statistics
+from vaentropy.data.source import Rows
+from vaentropy.errors import UsageError, printable, shown
+
+__all__ = ["feature_names", "image_shape", "literal", "mosaic", "standardisation", "value_range"]
+
+CHANNELS = (1, 3)
+# Letters of a name that are drawn.
+LONGEST_NAME = 24
+# Between the images of a mosaic, in parts of an image's width.
+GAP = 1 / 12
+
+
+def literal(text: str) -> str:
+    """A name from the data as matplotlib draws it letter by letter: no formulas, no line breaks, not too long."""
+    text = printable(text)
+    text = text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
+    return text.replace("$", r"\$")
+
+
+def feature_names(columns: Sequence[str], data_shape: tuple[int, ...]) -> list[str]:
+    """One text for each feature, to be drawn: its name, or its number counted from 0.
+
+    Raises:
+        UsageError: there are names, but not one for each feature.
+    """
+    num_features = math.prod(data_shape)
+    if isinstance(columns, str) or not isinstance(columns, Sequence) or not all(isinstance(c, str) for c in columns):
+        raise UsageError(f"columns={shown(columns)} given, expected the names of the features")
+    if len(columns) not in (0, num_features):
+        raise UsageError(f"{len(columns)} names given as columns, expected one for each of the {num_features} features")
+    return [literal(name) for name in columns] or [str(d) for d in range(num_features)]
+
+
+def image_shape(data_shape: tuple[int, ...], shape: Any) -> tuple[int, int, int] | None:
+    """Channels, height and width of data that are images; None for others.
+
+    Args:
+        data_shape: (height, width), or (channels, height, width) with 1 or 3 channels, is an image.
+        shape: makes images of any data of as many values: (height, width) or (channels, height, width).
+
+    Raises:
+        UsageError: `shape` is something else.
+    """
+    given = data_shape if shape is None else shape
+    sizes = tuple(given) if isinstance(given, Sequence | torch.Size) and not isinstance(given, str) else ()
+    whole = all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in sizes)
+    full = (1, *sizes) if len(sizes) == 2 else sizes
+    if whole and len(full) == 3 and full[0] in CHANNELS and math.prod(full) == math.prod(data_shape):
+        return full
+    if shape is not None:
+        expected = f"expected (height, width), or (channels, height, width) with 1 or 3 channels, of data {data_shape}"
+        raise UsageError(f"shape={shown(shape)} given, {expected}")
+    return None
+
+
+def value_range(x: Tensor) -> tuple[float, float]:
+    """Smallest and largest value, missing ones left out; an interval even where all are equal."""
+    values = x[~x.isnan()]
+    low, high = (float(values.min()), float(values.max())) if values.numel() else (0.0, 1.0)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def mosaic(images: Tensor, limits: tuple[float, float]) -> np.ndarray:
+    """Images side by side, NaN or transparent between them and where a value is missing.
+
+    Args:
+        images: (rows, columns, channels, height, width).
+        limits: values that are darkest and brightest, in colour images; of those with one channel imshow has them.
+
+    Returns:
+        (y, x) of one channel, or (y, x, 4): red, green, blue and opacity.
+    """
+    rows, columns, channels, height, width = images.shape
+    gap = gap_of(width)
+    canvas = np.full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
+    for i in range(rows):
+        for j in range(columns):
+            top, left = i * (height + gap), j * (width + gap)
+            canvas[:, top : top + height, left : left + width] = images[i, j].double().numpy()
+    if channels == 1:
+        return canvas[0]
+    low, high = limits
+    there = np.isfinite(canvas).all(0)
+    colours = np.where(there, (canvas - low) / (high - low), 0).clip(0, 1)
+    return np.concatenate([colours, np.expand_dims(there, 0)]).transpose(1, 2, 0)
+
+
+def gap_of(width: int) -> int:
+    """Pixels between the images of a mosaic."""
+    return max(1, round(GAP * width))
+
+
+def standardisation(x: Tensor) -> Scaling:
+    """Each feature in standard deviations from its mean over the points x (P, D); NaN is left out.
+
+    Features of a table have units of their own: this is how they fit into one picture.
+    """
+    return Scaling.fit("standard", Statistics.of(Rows(torch.where(x.isnan().all(0), 0.0, x))))
