@@ -112,6 +112,7 @@ def _through_distributions(
     likelihood = model.likelihood(q.mean + q.stddev * noise[0])
     reconstruction, kl = likelihood.log_prob(x), torch.distributions.kl_divergence(q, p)
     with torch.no_grad():
-        entropies = [q.entropy(), p.entropy().expand(kl.shape), likelihood.entropy().expand(kl.shape)]
-        sums = torch.stack([reconstruction, kl, *entropies]).sum(1, dtype=torch.float64)
+        # The sums per latent are left out: what torch.distributions returns is summed over them.
+        entropies = [p.entropy().expand(kl.shape), likelihood.entropy().expand(kl.shape)]
+        sums = torch.stack([reconstruction, *entropies, kl, q.entropy()]).sum(1, dtype=torch.float64)
     return (kl - reconstruction).mean(), sums

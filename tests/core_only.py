@@ -7,6 +7,10 @@ import tempfile
 from pathlib import Path
 
 EXTRAS = (
+    "matplotlib",
+    "tensorboard",
+    "wandb",
+    "mlflow",
     "click",
     "rich",
     "yaml",

@@ -93,7 +93,7 @@ class RunConfig:
     clip_norm: float | None = _setting(None, "Largest norm of the gradient; default: none.")
     beta: float = _setting(1.0, "Weight of the KL term.")
     num_samples: int = _setting(1, "Draws of z per point and step.")
-    evaluation_samples: int = _setting(16, "Draws of z per point to evaluate.")
+    evaluation_samples: int | None = _setting(None, "Draws of z per point to evaluate; default: 16, fewer for many.")
     evaluate_every: int | None = _setting(None, "Epochs between held-out evaluations; default: ten of them.")
     patience: int | None = _setting(None, "Stop after so many without a better held-out ELBO; default: never.")
     plateau: float | None = _setting(None, "Stop when the entropy sum rises less in ten epochs (nats); default: never.")
@@ -140,7 +140,8 @@ class RunConfig:
         own = {f.name for f in fields(self)}
         chosen = {f.name: getattr(self, f.name) for f in fields(Settings) if f.name in own}
         chosen["expectation"] = MonteCarlo(self.num_samples)
-        chosen["evaluation_expectation"] = MonteCarlo(self.evaluation_samples)
+        if self.evaluation_samples is not None:
+            chosen["evaluation_expectation"] = MonteCarlo(self.evaluation_samples)
         Settings(**chosen)
         return chosen
 

@@ -35,14 +35,14 @@ class ElboTerms(NamedTuple):
     Attributes:
         reconstruction: (B,).
         kl: (B, H).
-        encoder_entropy: (B,).
+        encoder_entropy: (B, H).
         prior_entropy: ().
         decoder_entropy: (B,); for Poisson less the log base measure.
     """
 
     reconstruction: Float[Tensor, "B"]
     kl: Float[Tensor, "B H"]
-    encoder_entropy: Float[Tensor, "B"]
+    encoder_entropy: Float[Tensor, "B H"]
     prior_entropy: Float[Tensor, ""]
     decoder_entropy: Float[Tensor, "B"]
 
@@ -54,7 +54,7 @@ class ElboTerms(NamedTuple):
     @property
     def entropy_sum(self) -> Tensor:
         """(B,)."""
-        return self.encoder_entropy - self.prior_entropy - self.decoder_entropy
+        return self.encoder_entropy.sum(-1) - self.prior_entropy - self.decoder_entropy
 
 
 class _UnitColumns(nn.Module):
@@ -228,7 +228,7 @@ class VAE(nn.Module):
         return ElboTerms(
             reconstruction=average(log_prob),
             kl=normal_kl(mean, log_variance, None, self.prior_log_variance),
-            encoder_entropy=normal_entropy(log_variance).sum(-1),
+            encoder_entropy=normal_entropy(log_variance),
             prior_entropy=normal_entropy(self.prior_log_variance).sum(),
             decoder_entropy=average(entropy),
         )

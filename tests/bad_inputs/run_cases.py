@@ -386,6 +386,12 @@ STATES = [
     *history("list", "[1, 2]\n"),
     *history("text", "nonsense\n"),
     *history("not-a-number", '{"epoch": 1, "step": "one", "running_elbo": [], "seconds": 1}\n'),
+    *history(
+        "not-a-list",
+        '{"epoch": 1, "step": 1, "running_elbo": 1, "running_entropy_sum": 1, "seconds": 1, '
+        '"running_kl_per_latent": [1, "a"]}\n',
+        "a list of numbers",
+    ),
     *history("without-elbo", '{"epoch": 1, "step": 1}\n', "running_elbo"),
     *history("deep", "[" * 100_000 + "\n"),
     command(

@@ -16,7 +16,8 @@ from vaentropy.families import vae0, vae1, vae2, vae3
 from vaentropy.likelihoods import Bernoulli, Gaussian, Poisson
 from vaentropy.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from vaentropy.training import fit, warmup
-from vaentropy.training.step import RunningSums, objective, training_step
+from vaentropy.training.settings import Settings
+from vaentropy.training.step import MOST_LATENTS, RunningSums, objective, training_step
 from vaentropy.vae import VAE
 
 
@@ -260,6 +261,38 @@ def test_running_sums_weight_batches_by_their_size(x):
         sums.add(objective(model, batch, noise, torch.ones(1, dtype=torch.float64))[1], len(batch))
         elbos += terms.elbo.tolist()
     assert sums.read()["elbo"] == pytest.approx(sum(elbos) / 17, rel=1e-12)
+
+
+def test_history_has_kl_and_encoder_entropy_of_each_latent(x):
+    model = make()
+    model.double()
+    # A step that changes nothing, so that the epoch's means are those of the model afterwards.
+    history = fit(model, x.double(), epochs=1, batch_size=len(x), learning_rate=1e-300, variances="learned")
+    with torch.no_grad():
+        posterior = model.posterior(x.double())
+        q = torch.distributions.Normal(posterior.mean, posterior.stddev)
+        unit = torch.distributions.Normal(torch.zeros_like(q.mean), torch.ones_like(q.mean))
+        expected = torch.distributions.kl_divergence(q, unit)
+    (row,) = history.rows
+    assert row["running_kl_per_latent"] == pytest.approx(expected.mean(0).tolist(), rel=1e-12)
+    assert row["running_encoder_entropy_per_latent"] == pytest.approx(q.entropy().mean(0).tolist(), rel=1e-12)
+    assert sum(row["running_kl_per_latent"]) == pytest.approx(row["running_kl"], rel=1e-12)
+
+
+def test_very_many_latents_are_left_out_of_the_history(x):
+    history = fit(vae1(x.shape[1], MOST_LATENTS + 1), x, epochs=1)
+    assert not [column for column in history.columns if column.endswith("per_latent")]
+    assert math.isfinite(history["running_kl"][0])
+
+
+def test_evaluations_take_fewer_draws_of_many_points(x):
+    default = Settings()
+    assert [default.evaluation_of(n).num_samples for n in (1, 8192, 8193, 50_000, 10**6)] == [16, 16, 16, 3, 2]
+    chosen = Settings(evaluation_expectation=Frozen(0, 8))
+    assert chosen.evaluation_of(10**6) == Frozen(0, 8)
+    many = x.repeat(50, 1)
+    history = fit(make(), many, held_out=x, epochs=1, batch_size=2000)
+    assert (history.train.expectation.num_samples, history.held_out.expectation.num_samples) == (6, 16)
 
 
 def test_no_terminal_no_output(x, capfd):

@@ -241,8 +241,17 @@ def parse_row(line: str) -> Row:
         raise ValueError("brackets within brackets") from error
     if not isinstance(values, dict):
         raise ValueError(f"it holds {type(values).__name__}, expected numbers with names")
-    row = {name: math.nan if value is None else value for name, value in values.items()}
-    for name in dict.fromkeys([*ALWAYS, *row]):
-        if isinstance(row.get(name), bool) or not isinstance(row.get(name), int | float):
-            raise ValueError(f"{name} is {shown(row.get(name))}, expected a number")
-    return row
+    for name in dict.fromkeys([*ALWAYS, *values]):
+        value, per_latent = values.get(name), name.endswith("_per_latent")
+        if per_latent and isinstance(value, list) and all(_is_number(each) for each in value):
+            values[name] = [math.nan if each is None else each for each in value]
+        elif not per_latent and name in values and _is_number(value):
+            values[name] = math.nan if value is None else value
+        else:
+            raise ValueError(f"{name} is {shown(value)}, expected {'a list of numbers' if per_latent else 'a number'}")
+    return values
+
+
+def _is_number(value: Any) -> bool:
+    """As JSON holds one; null stands for NaN."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))

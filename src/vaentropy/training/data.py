@@ -108,6 +108,11 @@ class TrainingData:
         return len(self.rows) if isinstance(self.rows, DataLoader) else len(self._batches)
 
     @property
+    def num_points(self) -> int:
+        """Rows; of a DataLoader about so many."""
+        return len(self) * len(self._first) if isinstance(self.rows, DataLoader) else len(self.rows)
+
+    @property
     def from_any_batch(self) -> bool:
         """Whether an epoch can be entered at any batch; that of a DataLoader only at its beginning."""
         return not isinstance(self.rows, DataLoader)

@@ -47,7 +47,7 @@ def fit(
     beta: Beta = 1.0,
     clip_norm: float | None = None,
     expectation: Expectation = MonteCarlo(1),
-    evaluation_expectation: Expectation = MonteCarlo(16),
+    evaluation_expectation: Expectation | None = None,
     evaluate_every: int | None = None,
     patience: int | None = None,
     plateau: float | None = None,
@@ -91,7 +91,8 @@ def fit(
         beta: weight of the KL term: a number, or a function of the fraction of steps done, as `warmup` and `cyclical`.
         clip_norm: largest norm of the gradient.
         expectation: of training steps.
-        evaluation_expectation: of evaluations.
+        evaluation_expectation: of evaluations; None takes 16 draws per point, and fewer, but at least 2, where there
+            are more than 8,192 points, so that there are about 131,000 in all.
         evaluate_every: epochs between evaluations of the held-out data; None makes about ten of them. After the last
             epoch training and held-out data are always evaluated.
         patience: stop after so many evaluations without a better held-out ELBO, and end with the weights of the best

@@ -8,7 +8,8 @@ from vaentropy.results import Evaluation
 
 __all__ = ["History"]
 
-Row = Mapping[str, int | float]
+# Numbers, or lists of them with one for each latent.
+Row = Mapping[str, Any]
 
 
 @dataclass
@@ -16,11 +17,12 @@ class History:
     """Rows of numbers, nats per data point, in the order of the epochs.
 
     Columns that start with `running_` are means over the steps of the epoch, while the parameters moved and in train
-    mode. Those that start with `held_out_` come from `evaluate` after the epoch and stand only in rows of epochs that
-    were evaluated, the last one always among them, and those that start with `train_` in the last row.
+    mode; those that end in `_per_latent` hold a list, a number for each latent. Those that start with `held_out_` come
+    from `evaluate` after the epoch and stand only in rows of epochs that were evaluated, the last one always among
+    them, and those that start with `train_` in the last row.
 
     Attributes:
-        rows: one mapping from column to number per epoch.
+        rows: one mapping from column to number (or list) per epoch.
         train: evaluation of the training data after the last epoch.
         held_out: evaluation of the held-out data after the last epoch, None without any.
         stopped: why training ended before its last epoch; None where it did not.
@@ -39,8 +41,8 @@ class History:
         """Names of all columns, in the order of their first appearance."""
         return tuple(dict.fromkeys(name for row in self.rows for name in row))
 
-    def __getitem__(self, column: str) -> list[int | float]:
-        """The numbers of a column, of the rows that have it; pair them with `at(column)`."""
+    def __getitem__(self, column: str) -> list[Any]:
+        """What a column holds, of the rows that have it; pair them with `at(column)`."""
         if column not in self.columns:
             raise KeyError(f"no column {column!r}; there are {', '.join(self.columns)}")
         return [row[column] for row in self.rows if column in row]

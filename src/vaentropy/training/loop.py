@@ -3,8 +3,9 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -198,7 +199,7 @@ class Loop:
         state.sums.add(sums, len(batch))
         progress.step += 1
 
-    def _means(self) -> dict[str, float]:
+    def _means(self) -> Row:
         return self.state.sums.read()
 
     def _checkpoint(self) -> None:
@@ -259,14 +260,14 @@ class Loop:
     # Between epochs. Signals are taken only within evaluations, and nothing has changed when they are: a checkpoint
     # made there goes on with the same evaluation.
 
-    def end_epoch(self, means: Mapping[str, float]) -> None:
+    def end_epoch(self, means: Row) -> None:
         """Record a good epoch, with what is due after it; after the last one training is finished.
 
         Args:
             means: as `RunningSums.read` gives them.
         """
         progress = self.state.progress
-        row: dict[str, int | float] = {
+        row: dict[str, Any] = {
             "epoch": progress.rows + 1,
             "step": progress.step,
             "beta": self.beta_at(self.done(progress.step - 1)),
@@ -292,7 +293,7 @@ class Loop:
             self.history.rows[-1] = {**row, **summary, "seconds": seconds}
         progress.finished = True
 
-    def _judge(self, means: Mapping[str, float]) -> dict[str, float]:
+    def _judge(self, means: Row) -> dict[str, float]:
         """Evaluate the held-out data where that is due, and see whether training is over."""
         settings, progress = self.settings, self.state.progress
         epoch = progress.rows + 1
@@ -385,7 +386,7 @@ class Loop:
         return evaluate(
             self.state.model,
             data.rows,
-            expectation=expectation or self.settings.evaluation_expectation,
+            expectation=expectation or self.settings.evaluation_of(data.num_points),
             missing=self.settings.missing,  # type: ignore[arg-type]  # checked by Settings
             log_jacobian=self.log_jacobian,
             on_batch=lambda rows: self.interruption.check(),
@@ -400,7 +401,7 @@ class Loop:
         return summary if held_out is None else summary | _summary("held_out_", held_out)
 
     def _set_optimal_variances(self) -> None:
-        model, expectation = self.state.model, self.settings.evaluation_expectation
+        model, expectation = self.state.model, self.settings.evaluation_of(self.data.num_points)
         learned_prior = isinstance(model.prior_log_variance, nn.Parameter)
         # Other draws than those of the evaluation that follows: on the same ones residuals would be 0 by construction.
         if expectation.independent:
@@ -409,7 +410,7 @@ class Loop:
         model.rescale(variance_factor=variance if model.head.variance_parameters() else None, prior_factor=prior)
 
 
-def _prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
+def _prefixed(prefix: str, values: Row) -> dict[str, Any]:
     return {prefix + name: value for name, value in values.items()}
 
 

@@ -60,7 +60,7 @@ def fit_replicates(
     beta: Beta = 1.0,
     clip_norm: float | None = None,
     expectation: Expectation = MonteCarlo(1),
-    evaluation_expectation: Expectation = MonteCarlo(16),
+    evaluation_expectation: Expectation | None = None,
     evaluate_every: int | None = None,
     missing: Literal["error", "ignore"] = "error",
     log_jacobian: Tensor | float = 0.0,
@@ -338,7 +338,7 @@ class _Together:
                 self.stack.release(row)
 
     def _epoch(self, number: int) -> tuple[Tensor, int]:
-        """Take the steps of an epoch; sums of each model (R, 5), and the number of points."""
+        """Take the steps of an epoch; sums of each model (R, 3+2H), and the number of points."""
         total, num_points = None, 0
         for rows in self._orders(number):
             sums = self._step(rows)

@@ -1,5 +1,6 @@
 """`Settings`: what `fit` is asked to do, checked before any work is done."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
@@ -16,6 +17,10 @@ Variances = Literal["analytic", "learned"]
 Schedule = Literal["one_cycle", "cosine", "constant"]
 # About so many evaluations over the course of training, where the user does not say how often.
 NUM_EVALUATIONS = 10
+# So many draws in all make the Monte Carlo error of an evaluation small beside what else is unknown of a model that is
+# still in training; per point there are as few as leave an error to be read, and no more than help small data.
+EVALUATION_DRAWS = 2**17
+FEWEST_DRAWS, MOST_DRAWS = 2, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +41,7 @@ class Settings:
     beta: Beta = 1.0
     clip_norm: float | None = None
     expectation: Expectation = MonteCarlo(1)
-    evaluation_expectation: Expectation = MonteCarlo(16)
+    evaluation_expectation: Expectation | None = None
     evaluate_every: int | None = None
     patience: int | None = None
     plateau: float | None = None
@@ -58,7 +63,8 @@ class Settings:
             given = f"variance_momentum={self.variance_momentum}"
             raise UsageError(f"{given} given, expected a number of at least 0 and below 1")
         for name in ("expectation", "evaluation_expectation"):
-            require_instance(name, getattr(self, name), Expectation, "an Expectation such as MonteCarlo(16)")
+            if getattr(self, name) is not None or name == "expectation":
+                require_instance(name, getattr(self, name), Expectation, "an Expectation such as MonteCarlo(16)")
         require_seed(self.seed)
         choices = {
             "schedule": tuple(LEARNING_RATES),
@@ -77,6 +83,13 @@ class Settings:
     def epochs_between_evaluations(self) -> int:
         """Epochs from one evaluation of the held-out data to the next."""
         return self.evaluate_every or max(1, self.epochs // NUM_EVALUATIONS)
+
+    def evaluation_of(self, num_points: int) -> Expectation:
+        """How evaluations of so many data points average over the posterior."""
+        if self.evaluation_expectation is not None:
+            return self.evaluation_expectation
+        draws = math.ceil(EVALUATION_DRAWS / num_points)
+        return MonteCarlo(min(max(draws, FEWEST_DRAWS), MOST_DRAWS))
 
     def adapt(self, num_points: int) -> float:
         """How far a step on so many points moves analytic variances; 0 where they are learned by gradient."""

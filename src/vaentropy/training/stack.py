@@ -115,7 +115,7 @@ class Stack:
         beta: float,
         adapt: float,
         factor: float,
-    ) -> Float[Tensor, "R 5"]:
+    ) -> Float[Tensor, "R S"]:
         """Ascend every model's objective once; return each one's sums, as `training_step` does.
 
         Args:
@@ -166,7 +166,7 @@ class Stack:
         beta: float = 1.0,
         adapt: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """`objective` of each model, (R,) and (R, 5)."""
+        """`objective` of each model, (R,) and (R, 3+2H)."""
 
         def one(parameters, buffers, x, noise, *observed) -> tuple[Tensor, Tensor]:
             self._fill(parameters, buffers)

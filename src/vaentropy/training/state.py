@@ -1,5 +1,6 @@
 """`TrainingState`: everything that training changes, as it is taken down in checkpoints and put back from them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -92,7 +93,7 @@ class TrainingState:
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
         tensors |= {f"generator.{name}": state for name, state in self._generator_states().items()}
         if self.sums.total is not None:
-            tensors["sums"] = self.sums.total
+            tensors["terms"] = self.sums.total
         old = {} if over is None else over.tensors
         copies = {name: _copy(tensor.detach(), old.get(name)) for name, tensor in tensors.items()}
         return Snapshot(copies, {**vars(self.progress), "num_points": self.sums.num_points})
@@ -107,9 +108,10 @@ class TrainingState:
         try:
             values = {name: _checked(name, numbers[name]) for name in vars(Progress())}
             num_points = _checked("step", numbers["num_points"])
-            total = tensors.get("sums")
-            if total is not None and (total.shape != (len(RunningSums.NAMES),) or not total.is_floating_point()):
-                raise ValueError(f"sums of shape {tuple(total.shape)}")
+            total = tensors["terms"] if num_points else None
+            size = RunningSums.size(math.prod(self.model.latent_shape))
+            if total is not None and (total.shape != (size,) or not total.is_floating_point()):
+                raise ValueError(f"terms of shape {tuple(total.shape)}")
             self.model.load_state_dict(_below("model.", tensors))
             self._restore_optimizer(tensors)
             self._restore_generators(tensors)

@@ -1,7 +1,7 @@
 """One step of gradient ascent on the ELBO, and the sums that watch it at no further cost."""
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,6 +15,9 @@ __all__ = ["Objective", "Precision", "RunningSums", "objective", "training_step"
 Precision = Literal["full", "bf16"]
 Objective = Callable[..., tuple[Tensor, Tensor]]
 
+# With more latents a history would hold hardly anything else than numbers of latents.
+MOST_LATENTS = 256
+
 
 def objective(
     model: VAE,
@@ -26,7 +29,7 @@ def objective(
     beta: float = 1.0,
     adapt: float = 0.0,
     precision: Precision = "full",
-) -> tuple[Float[Tensor, ""], Float[Tensor, "5"]]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, "S"]]:
     """What a step descends, β KL - reconstruction + penalty, and the batch's sums for `RunningSums`: one forward pass.
 
     Args:
@@ -37,7 +40,7 @@ def objective(
             the model.
 
     Returns:
-        The loss, nats per data point, with gradients; and Σ over the batch of what `RunningSums.NAMES` says, nats.
+        The loss, nats per data point, with gradients; and Σ over the batch of what `RunningSums` reads, nats.
     """
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
         terms = model.elbo_terms(x, noise, weights, observed=observed, adapt=adapt)
@@ -46,11 +49,11 @@ def objective(
     if model.columns == "penalty":
         loss = loss + model.penalty()
     with torch.no_grad():
-        prior_entropy = terms.prior_entropy.expand(kl.shape)
-        rows = [terms.reconstruction, kl, terms.encoder_entropy, prior_entropy, terms.decoder_entropy]
+        columns = [terms.reconstruction, terms.prior_entropy.expand(kl.shape), terms.decoder_entropy]
+        rows = torch.cat([torch.stack(columns, 1), terms.kl, terms.encoder_entropy], 1)
         # In float32 the sums of many batches would be off by more than the gaps that are read from them.
         wide = torch.float32 if kl.device.type == "mps" else torch.float64
-        return loss, torch.stack(rows).sum(1, dtype=wide)
+        return loss, rows.sum(0, dtype=wide)
 
 
 def training_step(
@@ -65,7 +68,7 @@ def training_step(
     clip_norm: float | None = None,
     precision: Precision = "full",
     objective: Objective = objective,
-) -> Float[Tensor, "5"]:
+) -> Float[Tensor, "S"]:
     """Ascend reconstruction - β KL - penalty once; return the batch's sums from before the step.
 
     Args:
@@ -98,24 +101,51 @@ def _parameters(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
 
 
 class RunningSums:
-    """Means of the ELBO's terms over the steps of an epoch; they stay on the device until they are read."""
+    """Means of the ELBO's terms over the steps of an epoch; they stay on the device until they are read.
 
-    NAMES = ("reconstruction", "kl", "encoder_entropy", "prior_entropy", "decoder_entropy")
+    Args:
+        total: as `objective` returns them: reconstruction, prior and decoder entropy, then the KL of each latent, then
+            the encoder entropy of each.
+        num_points: over which it is the sum.
+    """
 
     def __init__(self, total: Tensor | None = None, num_points: int = 0) -> None:
         self.total = total
         self.num_points = num_points
 
+    @staticmethod
+    def size(latent_dim: int) -> int:
+        """Length of `total`."""
+        return 3 + 2 * latent_dim
+
     @torch.no_grad()
-    def add(self, sums: Float[Tensor, "5"], num_points: int) -> None:
+    def add(self, sums: Float[Tensor, "S"], num_points: int) -> None:
         """Count a batch of so many points, of which `objective` returned these sums."""
         self.total = sums.clone() if self.total is None else self.total.add_(sums)
         self.num_points += num_points
 
-    def read(self) -> dict[str, float]:
-        """Means per data point, with ELBO, entropy sum and gap; waits for the device."""
+    def read(self) -> dict[str, Any]:
+        """Means per data point, nats, with ELBO, entropy sum and gap; waits for the device.
+
+        Those of each latent are lists, named `*_per_latent`; more than `MOST_LATENTS` are left out.
+        """
         assert self.total is not None
-        means = dict(zip(self.NAMES, (self.total.double().cpu() / self.num_points).tolist(), strict=True))
-        elbo = means["reconstruction"] - means["kl"]
-        entropy_sum = means["encoder_entropy"] - means["prior_entropy"] - means["decoder_entropy"]
-        return {"elbo": elbo, "entropy_sum": entropy_sum, "gap": elbo - entropy_sum, **means}
+        means = self.total.double().cpu() / self.num_points
+        reconstruction, prior_entropy, decoder_entropy = means[:3].tolist()
+        per_latent = means[3:].unflatten(0, (2, -1))
+        kl, encoder_entropy = per_latent.sum(1).tolist()
+        elbo = reconstruction - kl
+        entropy_sum = encoder_entropy - prior_entropy - decoder_entropy
+        read: dict[str, Any] = {
+            "elbo": elbo,
+            "entropy_sum": entropy_sum,
+            "gap": elbo - entropy_sum,
+            "reconstruction": reconstruction,
+            "kl": kl,
+            "encoder_entropy": encoder_entropy,
+            "prior_entropy": prior_entropy,
+            "decoder_entropy": decoder_entropy,
+        }
+        if per_latent.shape[1] <= MOST_LATENTS:
+            read["kl_per_latent"], read["encoder_entropy_per_latent"] = per_latent.tolist()
+        return read
