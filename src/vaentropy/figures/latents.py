@@ -37,6 +37,12 @@ POINT, SMALL_POINT = 9.0, 4.0
 CLOUD, RASTERISED = 0.5, 1.0
 # Scales that span more than this factor are drawn on a logarithmic axis, latents on axes of their own.
 WIDE_SPAN = 10.0
+# Prior variances within so much of 1 are those of a standard normal prior, and not drawn.
+STANDARD = 1e-9
+# Parts of a bar differ in more than colour.
+HATCHES = ("", "///", "")
+# Numbers below an axis.
+MOST_NUMBERS = 32
 # Prior's circles, in standard deviations.
 CIRCLES = (1, 2)
 
@@ -59,11 +65,11 @@ def plot_latents(view: View) -> Figure:
     """
     require_instance("view", view, View, "a View, as look(model, x) returns it")
     with styled():
-        if len(view.order) == 1:
-            return _one_latent(view)
+        drawn = list(view.shown[:LATENTS_IN_PAIRS])
+        if len(drawn) == 1:
+            return _one_latent(view, drawn[0])
         # Two have their places; of more, the most used one comes first.
-        drawn = sorted(view.order) if len(view.order) == 2 else list(view.order[:LATENTS_IN_PAIRS])
-        return _two_latents(view, drawn[0], drawn[1]) if len(drawn) == 2 else _pairs(view, drawn)
+        return _two_latents(view, min(drawn), max(drawn)) if len(drawn) == 2 else _pairs(view, drawn)
 
 
 def _groups(view: View) -> list[tuple[np.ndarray, str, str, str]]:
@@ -110,11 +116,11 @@ def _limits(view: View, latent: int) -> tuple[float, float]:
 
 
 def _covariance(view: View, first: int, second: int) -> Tensor | None:
-    """Posterior covariances of two latents, (P, 2, 2); None where the posterior is not normal."""
-    if view.shown_covariance is not None and {first, second} <= set(view.shown):
-        pair = [view.shown.index(first), view.shown.index(second)]
-        return view.shown_covariance[:, pair][:, :, pair]
-    return None
+    """Posterior covariances of two of the latents shown, (P, 2, 2); None where the posterior is not normal."""
+    if view.shown_covariance is None:
+        return None
+    pair = [view.shown.index(first), view.shown.index(second)]
+    return view.shown_covariance[:, pair][:, :, pair]
 
 
 def _ellipses(axes: Axes, view: View, first: int, second: int, number: int) -> None:
@@ -230,24 +236,24 @@ def _pairs(view: View, drawn: list[int]) -> Figure:
     return figure
 
 
-def _one_latent(view: View) -> Figure:
+def _one_latent(view: View, latent: int) -> Figure:
     figure = new_figure(6.5, 4.5)
     if view.latent_variance is None:
         axes = figure.add_subplot()
-        _histogram(axes, view, 0)
+        _histogram(axes, view, latent)
     else:
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        _histogram(axes, view, 0)
+        _histogram(axes, view, latent)
         for inside, colour, marker, _ in _groups(view):
-            mean, scale = view.latent_mean[inside, 0].numpy(), view.latent_variance[inside, 0].sqrt().numpy()
+            mean, scale = view.latent_mean[inside, latent].numpy(), view.latent_variance[inside, latent].sqrt().numpy()
             below.scatter(mean, scale, s=POINT, color=colour, marker=marker, linewidths=0, alpha=0.6, zorder=CLOUD)
         if view.prior_variance is not None:
-            below.axhline(float(view.prior_variance[0].sqrt()), color=INK, linestyle="--", linewidth=0.9)
+            below.axhline(float(view.prior_variance[latent].sqrt()), color=INK, linestyle="--", linewidth=0.9)
         below.set_rasterization_zorder(RASTERISED)
         below.set_ylabel("posterior scale τ")
         below.set_ylim(bottom=0)
     axes.set_ylabel("density of ν")
-    figure.axes[-1].set_xlabel(f"posterior mean ν, {_latent_name(view, 0)}")
+    figure.axes[-1].set_xlabel(f"posterior mean ν, {_latent_name(view, latent)}")
     _legend(figure, view, ellipses=False, loc="outside upper center", ncols=6)
     return figure
 
@@ -271,43 +277,44 @@ def plot_scales(scales: Evaluation | View, *, sort: bool = True) -> Figure:
     """
     require_instance("scales", scales, (Evaluation, View), "an Evaluation, or a View")
     parts, prior_variance, order = _parts_of_view(scales) if isinstance(scales, View) else _parts(scales)
-    total = len(order)
     drawn = order[:LATENTS_AS_BARS] if sort else sorted(order[:LATENTS_AS_BARS])
+    standard = bool((prior_variance - 1).abs().max() < STANDARD)
     with styled():
-        plain = bool((prior_variance - 1).abs().max() < 1e-9)
-        figure = new_figure(7.0, 3.2 if plain else 4.4)
-        axes = figure.add_subplot() if plain else figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))[0]
-        places, bottom = np.arange(len(drawn)), np.zeros(len(drawn))
-        for (name, values), colour, hatch in zip(parts.items(), COLOURS, ("", "///", ""), strict=False):
-            heights = values[drawn].numpy()
-            axes.bar(
-                places,
-                heights,
-                0.8,
-                bottom=bottom,
-                color=colour,
-                hatch=hatch,
-                edgecolor="white",
-                linewidth=0,
-                label=name,
-            )
-            bottom = bottom + heights
+        figure = new_figure(7.0, 3.2 if standard else 4.4)
+        grid = figure.subplots(
+            1 if standard else 2, 1, sharex=True, squeeze=False, height_ratios=(3, 1)[: 2 - standard]
+        )
+        axes, last = grid[0][0], grid[-1][0]
+        _stack(axes, {name: values[drawn].numpy() for name, values in parts.items()})
         axes.axhline(1.0, color=INK, linestyle="--", linewidth=0.9, label="α², the prior's")
         axes.set_ylabel("part of the prior's variance α²")
-        axes.set_ylim(0, 1.08 * max(1.0, float(bottom.max())))
+        if not standard:
+            last.plot(np.arange(len(drawn)), prior_variance[drawn].numpy(), "o", color=INK, markersize=3)
+            _logarithmic(last)
+            last.set_ylabel("α²")
+        _latents_below(last, drawn, len(order), sort=sort)
         figure.legend(loc="outside upper center", ncols=4, frameon=False)
-        if not plain:
-            figure.axes[1].plot(places, prior_variance[drawn].numpy(), "o", color=INK, markersize=3)
-            _logarithmic(figure.axes[1])
-            figure.axes[1].set_ylabel("α²")
-        last = figure.axes[-1]
-        few = len(drawn) <= 32
-        last.set_xticks(places if few else places[:: math.ceil(len(drawn) / 16)])
-        last.set_xticklabels([str(drawn[int(place)]) for place in last.get_xticks()])
-        last.set_xlim(-0.6, len(drawn) - 0.4)
-        which = "latent" if total == len(drawn) else f"latent, the {len(drawn)} most used of {total}"
-        last.set_xlabel(f"{which}, most used first" if sort else which)
     return figure
+
+
+def _stack(axes: Axes, parts: dict[str, np.ndarray]) -> None:
+    """Bars (H,) of named parts, one on top of the other."""
+    bottom = np.zeros(1)
+    for (name, heights), colour, hatch in zip(parts.items(), COLOURS, HATCHES, strict=False):
+        places = np.arange(len(heights))
+        style = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
+        axes.bar(places, heights, 0.8, bottom=bottom, label=name, **style)
+        bottom = bottom + heights
+    axes.set_ylim(0, 1.08 * max(1.0, float(bottom.max())))
+
+
+def _latents_below(axes: Axes, drawn: list[int], total: int, *, sort: bool) -> None:
+    """The numbers of the latents drawn at 0, 1, … below an axis; not of all where they are many."""
+    step = math.ceil(len(drawn) / MOST_NUMBERS)
+    axes.set_xticks(np.arange(len(drawn))[::step], [str(latent) for latent in drawn[::step]])
+    axes.set_xlim(-0.6, len(drawn) - 0.4)
+    which = "latent" if total == len(drawn) else f"latent, the {len(drawn)} most used of {total}"
+    axes.set_xlabel(f"{which}, most used first" if sort and total > 1 else which)
 
 
 Parts = tuple[dict[str, Tensor], Tensor, list[int]]
@@ -370,10 +377,7 @@ def plot_posteriors(view: View) -> Figure:
                 _dashes(rows[1], alpha)
             if not wide:
                 rows[1].set_ylim(bottom=0)
-        total = len(view.order)
-        which = "latent" if total == len(drawn) else f"latent, the {len(drawn)} most used of {total}"
-        rows[-1].set_xticks(np.arange(len(drawn)), [str(latent) for latent in drawn])
-        rows[-1].set_xlabel(f"{which}, most used first" if total > 1 else which)
+        _latents_below(rows[-1], drawn, len(view.order), sort=True)
         handles = [Line2D([], [], color=INK, linewidth=1.5, label="median")]
         if alpha is not None:
             handles.append(Line2D([], [], color=INK, linestyle="--", linewidth=0.9, label="prior, ±α"))

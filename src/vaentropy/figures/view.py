@@ -231,7 +231,9 @@ def _as_labels(labels: Any, num_rows: int) -> np.ndarray:
     if array.shape != (num_rows,):
         given = f"labels of shape {array.shape}" if array.size else f"labels={shown(labels)}"
         raise UsageError(f"{given} given for {num_rows} data points, expected one label for each")
-    return array if array.dtype.kind in "biufU" else array.astype(str)
+    # NaN is not equal to itself: as a label it is a text like others.
+    plain = array.dtype.kind in "biuU" or (array.dtype.kind == "f" and not np.isnan(array).any())
+    return array if plain else array.astype(str)
 
 
 # --- What the model makes of them ------------------------------------------------------------------------------------
