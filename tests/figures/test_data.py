@@ -149,7 +149,7 @@ def test_traversals_of_features(table):
     expected = (table.traversals - table.x.mean(0)) / std
     for k, latent in enumerate(table.shown):
         lines = figure.axes[k].lines
-        assert figure.axes[k].get_title() == f"latent {latent}"
+        assert figure.axes[k].get_title(loc="left") == f"latent {latent}"
         for line, values in zip(lines[:7], expected[k], strict=True):
             assert close(line.get_ydata(), values, scale=1e3)
     assert "98 %" in svg(figure)
@@ -230,14 +230,14 @@ def test_a_pixel_reproduced_exactly_has_an_unbounded_gain():
     bars = plot_residuals(evaluation)
     assert [text.get_text() for text in bars.axes[1].texts] == [" ∞"] and "∞" in svg(bars)
     maps = plot_residuals(evaluation, shape=(2, 2))
-    assert "unbounded" in maps.axes[1].get_title() and "unbounded" in svg(maps)
+    assert "unbounded" in maps.axes[1].get_title(loc="left") and "unbounded" in svg(maps)
     assert np.isfinite(maps.axes[1].images[0].get_clim()).all()
 
 
 def test_of_a_bernoulli_model_there_are_residuals_alone():
     toy = Toy(5, likelihood="bernoulli")
     figure = plot_residuals(evaluate(toy, toy.data(20)))
-    assert len(figure.axes) == 1 and figure.axes[0].get_title() == "residual R_d"
+    assert len(figure.axes) == 1 and figure.axes[0].get_title(loc="left") == "residual R_d"
 
 
 def test_pictures_of_one_point_and_of_constants():

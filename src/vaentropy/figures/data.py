@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_count, require_instance
@@ -19,14 +20,14 @@ from vaentropy.figures.pictures import (
     standardisation,
     value_range,
 )
-from vaentropy.figures.style import COLOURS, INK, new_figure, styled
+from vaentropy.figures.style import COLOURS, INK, MARKERS, Figure, new_figure, styled
 from vaentropy.figures.view import View
 from vaentropy.results import Evaluation
 
 __all__ = ["plot_points", "plot_reconstructions", "plot_residuals", "plot_samples", "plot_traversals"]
 
-# One colour from dark to bright for grey images; blue over white to orange for what has a sign.
-GREY, SIGNED = "gray", "PuOr"
+# Of grey images; of what has a sign, orange over white to violet; of what has an order.
+GREY, SIGNED, ORDERED = "gray", "PuOr", "viridis"
 # Standard deviations of a feature at which the colours of a heat map end.
 MOST_DEVIATIONS = 3.0
 # Features whose names fit beside a heat map or bars.
@@ -198,15 +199,21 @@ def _images(
 ) -> None:
     """A mosaic of images (rows, columns, channels, height, width), with names of its rows and a scale of its greys."""
     _, _, channels, height, width = images.shape
-    drawn = axes.imshow(
-        mosaic(images, limits), cmap=GREY, vmin=limits[0], vmax=limits[1], interpolation="nearest", aspect="equal"
-    )
+    # The constrained layout would cut off what pixels that are squares leave no room for.
+    figure.set_layout_engine("compressed")
+    drawn = _picture(axes, mosaic(images, limits), limits, GREY)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     axes.set_xticks([])
     axes.set_yticks(np.arange(len(rows)) * (height + gap_of(width)) + height / 2 - 0.5, rows)
     if scale and channels == 1:
         figure.colorbar(drawn, ax=figure.axes, label="value", fraction=0.025, pad=0.01)
+
+
+def _picture(axes: Axes, values: np.ndarray, limits: tuple[float, float], colours: str) -> AxesImage:
+    """Values (y, x) as pixels; blank where they are not finite."""
+    axes.grid(visible=False)
+    return axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest")
 
 
 def _maps(terms: dict[str, Tensor], image: tuple[int, int, int]) -> Figure:
@@ -216,7 +223,7 @@ def _maps(terms: dict[str, Tensor], image: tuple[int, int, int]) -> Figure:
     for axes, (name, values) in zip(figure.subplots(1, len(terms), squeeze=False)[0], terms.items(), strict=True):
         values = values.reshape(image).sum(0)
         limit = _largest(values)
-        drawn = axes.imshow(values.numpy(), cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="nearest")
+        drawn = _picture(axes, values.numpy(), (-limit, limit), SIGNED)
         axes.set_title(name if bool(values.isfinite().all()) else f"{name} (blank: unbounded)")
         axes.set_xlabel("pixel")
         figure.colorbar(drawn, ax=axes, label="nats per data point", orientation="horizontal", fraction=0.05)
@@ -249,14 +256,8 @@ def _heat_maps(view: View, panels: dict[str, Tensor], *, differences: Sequence[s
     for axes, (title, x) in zip(grid, panels.items(), strict=True):
         x = x.flatten(1)
         values = x.double() / scaling.scale if title in differences else scaling.apply(x)
-        drawn = axes.imshow(
-            values.T.numpy(),
-            cmap=SIGNED,
-            vmin=-MOST_DEVIATIONS,
-            vmax=MOST_DEVIATIONS,
-            interpolation="nearest",
-            aspect="auto",
-        )
+        drawn = _picture(axes, values.T.numpy(), (-MOST_DEVIATIONS, MOST_DEVIATIONS), SIGNED)
+        axes.set_aspect("auto")
         axes.set_title(title)
         axes.set_xlabel("point")
         axes.set_xticks([])
@@ -278,7 +279,8 @@ def _traversal_lines(view: View) -> Figure:
     longest = max(map(len, names)) if view.columns and len(names) <= MOST_NAMED else 0
     figure = new_figure(7.0, min(9.0, 1.2 + 1.7 * rows + 0.075 * longest))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-    colours = _sequence(num_steps)
+    # From dark to light, none of them too light for white paper.
+    colours = colormaps[ORDERED](np.linspace(0.0, 0.85, num_steps))
     places = np.arange(len(names))
     for axes, latent, lines in zip(grid, view.shown, view.traversals.flatten(2), strict=False):
         for colour, line, level in zip(colours, scaling.apply(lines).numpy(), view.levels.tolist(), strict=True):
@@ -299,8 +301,8 @@ def _traversal_lines(view: View) -> Figure:
         for axes in grid[:num_latents][-columns:]:
             axes.set_xticks(places, names, rotation=90 if view.columns else 0)
             axes.tick_params(labelbottom=True)
-    figure.supxlabel("feature")
-    figure.supylabel("standard deviations of the feature")
+    figure.supxlabel("feature", fontsize="medium")
+    figure.supylabel("standard deviations of the feature", fontsize="medium")
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(
         handles,
@@ -308,16 +310,8 @@ def _traversal_lines(view: View) -> Figure:
         title="quantile of the latent over the data",
         loc="outside upper center",
         ncols=num_steps,
-        frameon=False,
     )
     return figure
-
-
-def _sequence(number: int) -> np.ndarray:
-    """Colours (number, 4) from dark to light, none of them too light for white paper."""
-    from matplotlib import colormaps
-
-    return colormaps["viridis"](np.linspace(0.0, 0.85, number))
 
 
 def _bars(evaluation: Evaluation, terms: dict[str, Tensor], names: Sequence[str]) -> Figure:
@@ -344,6 +338,7 @@ def _bars(evaluation: Evaluation, terms: dict[str, Tensor], names: Sequence[str]
         axes.axvline(0.0, color=INK, linewidth=0.6)
         axes.set_title(name)
         axes.set_xlabel("nats per data point")
+        axes.grid(axis="y", visible=False)
         axes.locator_params(axis="x", nbins=4)
         axes.ticklabel_format(axis="x", scilimits=(-3, 4))
     grid[0].set_yticks(places, [names[d] for d in order.tolist()])
@@ -367,7 +362,10 @@ def _clouds(view: View, others: Tensor, name: str, *, ways: bool) -> Figure:
     axes = figure.add_subplot(projection="3d" if dimensions == 3 else None)
     x, others = view.x.double(), others.double()
     there = ~x.isnan().any(1)
-    for points, colour, marker, label in ((x[there], COLOURS[0], "o", "data"), (others, COLOURS[1], "^", name)):
+    for points, colour, marker, label in (
+        (x[there], COLOURS[0], MARKERS[0], "data"),
+        (others, COLOURS[1], MARKERS[2], name),
+    ):
         axes.scatter(
             *points.T.numpy(),
             s=POINT,
@@ -391,5 +389,5 @@ def _clouds(view: View, others: Tensor, name: str, *, ways: bool) -> Figure:
         set_label(label)
     if dimensions == 2:
         axes.set_aspect("equal", adjustable="datalim")
-    figure.legend(loc="outside upper center", ncols=2, frameon=False, markerscale=1.5)
+    figure.legend(loc="outside upper center", ncols=2, markerscale=1.5)
     return figure

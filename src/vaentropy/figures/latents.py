@@ -1,4 +1,4 @@
-"""Figures of the latents: where the points lie, and how much of the prior's variance each latent uses."""
+"""Figures of where the points lie in the space of the latents."""
 
 import math
 from typing import Any
@@ -6,48 +6,32 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.cbook import violin_stats
 from matplotlib.collections import EllipseCollection
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_instance
-from vaentropy.errors import UsageError
 from vaentropy.figures.pictures import literal
-from vaentropy.figures.style import COLOURS, INK, new_figure, styled
+from vaentropy.figures.style import COLOURS, INK, MARKERS, Figure, new_figure, styled
 from vaentropy.figures.view import View
-from vaentropy.results import Evaluation
 
-__all__ = ["plot_latents", "plot_posteriors", "plot_scales"]
+__all__ = ["plot_latents"]
 
 # What fits into one picture.
 MOST_LABELS = 10
 LATENTS_IN_PAIRS = 5
-LATENTS_AS_VIOLINS = 16
-LATENTS_AS_BARS = 64
 ELLIPSES, ELLIPSES_IN_PAIRS = 60, 20
-# Labels that run out of colours begin again with the next marker.
-MARKERS = "o^sDv"
+# Labels that run out of colours begin again with the other marker, which is told apart from it when it is small.
+LABEL_MARKERS = MARKERS[0], MARKERS[2]
 # Points², as scatter takes it.
 POINT, SMALL_POINT = 9.0, 4.0
 # What is drawn below `RASTERISED` becomes one picture of pixels in an SVG.
 CLOUD, RASTERISED = 0.5, 1.0
-# Scales that span more than this factor are drawn on a logarithmic axis, latents on axes of their own.
+# Two latents that differ by more than this factor in how far they reach have scales of their own.
 WIDE_SPAN = 10.0
-# Prior variances within so much of 1 are those of a standard normal prior, and not drawn.
-STANDARD = 1e-9
-# Parts of a bar differ in more than colour.
-HATCHES = ("", "///", "")
-# Numbers below an axis.
-MOST_NUMBERS = 32
 # Prior's circles, in standard deviations.
 CIRCLES = (1, 2)
-
-
-# --- Where the points lie --------------------------------------------------------------------------------------------
 
 
 def plot_latents(view: View) -> Figure:
@@ -72,13 +56,13 @@ def plot_latents(view: View) -> Figure:
         return _two_latents(view, min(drawn), max(drawn)) if len(drawn) == 2 else _pairs(view, drawn)
 
 
-def _groups(view: View) -> list[tuple[np.ndarray, str, str, str]]:
-    """Points of each label (P,), their colour and marker, and the label as text, "" where labels are not told apart."""
+def _groups(view: View) -> list[tuple[np.ndarray, str, str, str | None]]:
+    """Points of each label (P,), their colour and marker, and the label as text; None where none are told apart."""
     names = [] if view.labels is None else np.unique(view.labels).tolist()
     if view.labels is None or not 1 < len(names) <= MOST_LABELS:
-        return [(np.ones(len(view), dtype=bool), COLOURS[0], MARKERS[0], "")]
+        return [(np.ones(len(view), dtype=bool), COLOURS[0], LABEL_MARKERS[0], None)]
     return [
-        (view.labels == name, COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS)], literal(str(name)))
+        (view.labels == name, COLOURS[i % len(COLOURS)], LABEL_MARKERS[i // len(COLOURS)], literal(str(name)))
         for i, name in enumerate(names)
     ]
 
@@ -87,14 +71,14 @@ def _legend(owner: Figure | Axes, view: View, *, ellipses: bool = True, **place:
     handles = [
         Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=4, label=name)
         for _, colour, marker, name in _groups(view)
-        if name
+        if name is not None
     ]
     if ellipses and view.latent_variance is not None:
         handles.append(Line2D([], [], color=INK, linewidth=0.6, label="τ, one standard\ndeviation of q(z|x)"))
     if view.prior_variance is not None:
         handles.append(Line2D([], [], color=INK, linestyle="--", linewidth=0.9, label="prior"))
     if handles:
-        owner.legend(handles=handles, frameon=False, **place)
+        owner.legend(handles=handles, **place)
 
 
 def _latent_name(view: View, latent: int) -> str:
@@ -256,168 +240,3 @@ def _one_latent(view: View, latent: int) -> Figure:
     figure.axes[-1].set_xlabel(f"posterior mean ν, {_latent_name(view, latent)}")
     _legend(figure, view, ellipses=False, loc="outside upper center", ncols=6)
     return figure
-
-
-# --- How much each is used -------------------------------------------------------------------------------------------
-
-
-def plot_scales(scales: Evaluation | View, *, sort: bool = True) -> Figure:
-    """Of each latent, the variance of the posterior means and the mean posterior variance τ², as parts of α².
-
-    The bars, with the squared distance of the mean ν from the prior's mean, add up to E(z_h - m0_h)²/α_h², which is 1
-    at a stationary point (arXiv:2010.14860). A collapsed latent is all τ². α² is drawn below where it is not 1.
-
-    Args:
-        scales: an evaluation, of all its data; or a view, of its points. An evaluation does not know the distance of
-            the means from the prior's apart from τ².
-        sort: the most used latents first; False has them in order. The 64 most used are drawn.
-
-    Raises:
-        UsageError: neither, or without normal latents.
-    """
-    require_instance("scales", scales, (Evaluation, View), "an Evaluation, or a View")
-    parts, prior_variance, order = _parts_of_view(scales) if isinstance(scales, View) else _parts(scales)
-    drawn = order[:LATENTS_AS_BARS] if sort else sorted(order[:LATENTS_AS_BARS])
-    standard = bool((prior_variance - 1).abs().max() < STANDARD)
-    with styled():
-        figure = new_figure(7.0, 3.2 if standard else 4.4)
-        grid = figure.subplots(
-            1 if standard else 2, 1, sharex=True, squeeze=False, height_ratios=(3, 1)[: 2 - standard]
-        )
-        axes, last = grid[0][0], grid[-1][0]
-        _stack(axes, {name: values[drawn].numpy() for name, values in parts.items()})
-        axes.axhline(1.0, color=INK, linestyle="--", linewidth=0.9, label="α², the prior's")
-        axes.set_ylabel("part of the prior's variance α²")
-        if not standard:
-            last.plot(np.arange(len(drawn)), prior_variance[drawn].numpy(), "o", color=INK, markersize=3)
-            _logarithmic(last)
-            last.set_ylabel("α²")
-        _latents_below(last, drawn, len(order), sort=sort)
-        figure.legend(loc="outside upper center", ncols=4, frameon=False)
-    return figure
-
-
-def _stack(axes: Axes, parts: dict[str, np.ndarray]) -> None:
-    """Bars (H,) of named parts, one on top of the other."""
-    bottom = np.zeros(1)
-    for (name, heights), colour, hatch in zip(parts.items(), COLOURS, HATCHES, strict=False):
-        places = np.arange(len(heights))
-        style = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
-        axes.bar(places, heights, 0.8, bottom=bottom, label=name, **style)
-        bottom = bottom + heights
-    axes.set_ylim(0, 1.08 * max(1.0, float(bottom.max())))
-
-
-def _latents_below(axes: Axes, drawn: list[int], total: int, *, sort: bool) -> None:
-    """The numbers of the latents drawn at 0, 1, … below an axis; not of all where they are many."""
-    step = math.ceil(len(drawn) / MOST_NUMBERS)
-    axes.set_xticks(np.arange(len(drawn))[::step], [str(latent) for latent in drawn[::step]])
-    axes.set_xlim(-0.6, len(drawn) - 0.4)
-    which = "latent" if total == len(drawn) else f"latent, the {len(drawn)} most used of {total}"
-    axes.set_xlabel(f"{which}, most used first" if sort and total > 1 else which)
-
-
-Parts = tuple[dict[str, Tensor], Tensor, list[int]]
-
-
-def _parts(evaluation: Evaluation) -> Parts:
-    """Parts of α² (H,) by name, α² itself, and the latents by use."""
-    moments = evaluation.moments
-    if evaluation.latent_mean_variance is None or evaluation.optimal_prior_variance is None:
-        raise UsageError("an evaluation without normal latents given: there are no scales to draw")
-    ratio = moments["prior_ratios"].mean.flatten()
-    prior_variance = evaluation.optimal_prior_variance.flatten() / ratio
-    of_means = evaluation.latent_mean_variance.flatten() / prior_variance
-    use = of_means if evaluation.kl_per_latent is None else evaluation.kl_per_latent.flatten()
-    parts = {"variance of ν": of_means, "τ² and squared shift of ν": ratio - of_means}
-    return parts, prior_variance, use.argsort(descending=True, stable=True).tolist()
-
-
-def _parts_of_view(view: View) -> Parts:
-    if view.latent_variance is None or view.prior_mean is None or view.prior_variance is None:
-        raise UsageError("a view without normal latents given: there are no scales to draw")
-    mean = view.latent_mean
-    parts = {
-        "variance of ν": mean.var(0, correction=0),
-        "mean of τ²": view.latent_variance.mean(0),
-        "squared shift of ν": (mean.mean(0) - view.prior_mean).square(),
-    }
-    return {n: part / view.prior_variance for n, part in parts.items()}, view.prior_variance, list(view.order)
-
-
-def plot_posteriors(view: View) -> Figure:
-    """Of each latent, how its posterior means ν and its posterior scales τ are distributed over the points.
-
-    Violins with their medians; the prior's ±α is drawn dashed. A collapsed latent has ν at the prior's mean and τ = α.
-
-    Args:
-        view: of a model, see `look`; the 16 most used latents are drawn.
-
-    Raises:
-        UsageError: not a view.
-    """
-    require_instance("view", view, View, "a View, as look(model, x) returns it")
-    drawn = list(view.order[:LATENTS_AS_VIOLINS])
-    with styled():
-        figure = new_figure(7.0, 5.0 if view.latent_variance is not None else 3.0)
-        number = 1 if view.latent_variance is None else 2
-        rows = figure.subplots(number, 1, sharex=True, squeeze=False)[:, 0]
-        _violins(rows[0], view.latent_mean[:, drawn].numpy(), COLOURS[0])
-        rows[0].set_ylabel("posterior mean ν")
-        alpha = None if view.prior_variance is None else view.prior_variance[drawn].sqrt().numpy()
-        if view.prior_mean is not None and alpha is not None:
-            for sign in (-1, 1):
-                _dashes(rows[0], view.prior_mean[drawn].numpy() + sign * alpha)
-        if view.latent_variance is not None:
-            scale = view.latent_variance[:, drawn].sqrt().numpy()
-            wide = bool(scale.min() > 0 and scale.max() > WIDE_SPAN * scale.min())
-            _violins(rows[1], scale, COLOURS[1], logarithmic=wide)
-            rows[1].set_ylabel("posterior scale τ")
-            if alpha is not None:
-                _dashes(rows[1], alpha)
-            if not wide:
-                rows[1].set_ylim(bottom=0)
-        _latents_below(rows[-1], drawn, len(view.order), sort=True)
-        handles = [Line2D([], [], color=INK, linewidth=1.5, label="median")]
-        if alpha is not None:
-            handles.append(Line2D([], [], color=INK, linestyle="--", linewidth=0.9, label="prior, ±α"))
-        figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
-    return figure
-
-
-def _violins(axes: Axes, values: np.ndarray, colour: str, *, logarithmic: bool = False) -> None:
-    """Violins of the columns of (P, K) side by side."""
-    columns = [np.log10(column) if logarithmic else column for column in values.T]
-    stats = violin_stats(columns, method=lambda x, coords: _density(x, coords))
-    if logarithmic:
-        for each in stats:
-            for name in ("coords", "mean", "median", "min", "max"):
-                each[name] = 10.0 ** np.asarray(each[name])
-        _logarithmic(axes)
-    drawn = axes.violin(stats, positions=np.arange(len(columns)), widths=0.8, showextrema=False, showmedians=True)
-    bodies: Any = drawn["bodies"]
-    for body in bodies:
-        body.set(facecolor=colour, edgecolor=colour, alpha=0.6)
-    drawn["cmedians"].set(color=INK, linewidth=1.5)
-
-
-def _density(values: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Kernel density of the values, bandwidth by Scott's rule; a line where all are equal."""
-    width = values.std() * len(values) ** -0.2
-    if width <= 1e-12 * np.abs(values).max():
-        return np.ones_like(at)
-    return np.exp(-0.5 * ((at[:, None] - values) / width) ** 2).mean(1)
-
-
-def _logarithmic(axes: Axes) -> None:
-    """A logarithmic axis with plain numbers beside it."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _dashes(axes: Axes, heights: np.ndarray) -> None:
-    """A dashed line across the place of each latent."""
-    places = np.arange(len(heights))
-    axes.hlines(heights, places - 0.45, places + 0.45, color=INK, linestyles="--", linewidth=0.9)

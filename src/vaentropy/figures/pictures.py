@@ -25,7 +25,8 @@ def literal(text: str) -> str:
     """A name from the data as matplotlib draws it letter by letter: no formulas, no line breaks, not too long."""
     text = printable(text)
     text = text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
-    return text.replace("$", r"\$")
+    # A legend leaves out names that begin with an underscore: before it goes a space without width.
+    return ("\u200b" + text if text.startswith("_") else text).replace("$", r"\$")
 
 
 def feature_names(columns: Sequence[str], data_shape: tuple[int, ...]) -> list[str]:
