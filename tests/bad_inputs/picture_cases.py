@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 import vaentropy as ve
+from vaentropy.data.scaling import Scaling
 
 from .case import Case, calling, numbers
 
@@ -54,7 +55,7 @@ PICTURES = [
     looking("data-number", "single number", data=X.sum()),
     looking("data-shape", "(20, 2)", "(N, 3)", data=X[:, :2]),
     looking("data-infinite", "row 0, column 0", data=X / 0),
-    looking("labels-number", "labels=3", labels=3),
+    looking("labels-number", "labels of shape ()", labels=3),
     looking("labels-few", "shape (2,)", "20 data points", labels=[1, 2]),
     looking("labels-one-hot", "shape (20, 10)", "one label", labels=torch.zeros(20, 10)),
     looking("labels-ragged", "labels=[[1], [2, 3]]", labels=[[1], [2, 3]]),
@@ -62,7 +63,7 @@ PICTURES = [
     looking("columns-numbers", "columns=[1, 2, 3]", columns=[1, 2, 3]),
     looking("columns-few", "1 names", "3 features", columns=["a"]),
     looking("scaling", "scaling=2.0", "Scaling", scaling=2.0),
-    looking("scaling-shape", "(4,)", scaling=ve.data.Scaling(torch.ones(4), torch.ones(4))),
+    looking("scaling-shape", "(4,)", scaling=Scaling(torch.ones(4), torch.ones(4))),
     looking("missing", "missing='other'", "ignore", missing=OTHER),
     looking("points-0", "num_points=0", num_points=0),
     looking("points-text", "num_points='other'", num_points=OTHER),

@@ -242,11 +242,10 @@ def test_of_a_bernoulli_model_there_are_residuals_alone():
 
 def test_pictures_of_one_point_and_of_constants():
     toy = Toy(6, data_shape=(4,), latent_shape=(1,))
-    for x in (toy.data(1), torch.zeros(5, 4, dtype=F64)):
+    for x, shape in ((toy.data(1), (2, 2)), (torch.zeros(5, 4, dtype=F64), None)):
         view = look(toy, x)
-        for shape in (None, (2, 2)):
-            for plot in (plot_reconstructions, plot_samples, plot_traversals):
-                plot(view, shape=shape).draw_without_rendering()
+        for plot in (plot_reconstructions, plot_samples, plot_traversals):
+            plot(view, shape=shape).draw_without_rendering()
     x = torch.full((5, 4), torch.nan, dtype=F64)
     x[:, :3] = 1.0
     plot_reconstructions(look(toy, x, missing="ignore")).draw_without_rendering()

@@ -10,7 +10,6 @@ from matplotlib.collections import EllipseCollection, PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, Rectangle
 
-from vaentropy.families import vae1
 from vaentropy.figures.latents import plot_latents
 from vaentropy.figures.view import View, look
 from vaentropy.linear import LinearVAE
@@ -136,12 +135,6 @@ def test_one_latent():
     assert np.array_equal(cloud.get_offsets()[:, 0], view.latent_mean[:, 0].numpy())
     assert close(cloud.get_offsets()[:, 1], view.latent_variance[:, 0].sqrt())
     assert sum(bar.get_width() * bar.get_height() for bar in above.patches) == pytest.approx(1.0)
-
-
-def test_no_more_than_five_latents_in_pairs():
-    torch.manual_seed(0)
-    view = look(vae1(3, 70, (4,)), draw(20, 3).float())
-    assert len(plot_latents(view).axes) == 5 * 5
 
 
 @pytest.mark.parametrize("model", [Toy(7, posterior="laplace"), Toy(7, prior="mixture"), Toy(7, latent_shape=(1,))])

@@ -1,7 +1,7 @@
 """Data points as pictures: mosaics of images, and features in units of their own spread."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,16 @@ from vaentropy.data.scaling import Scaling, Statistics
 from vaentropy.data.source import Rows
 from vaentropy.errors import UsageError, printable, shown
 
-__all__ = ["feature_names", "image_shape", "literal", "mosaic", "standardisation", "value_range"]
+__all__ = [
+    "feature_names",
+    "gap_of",
+    "image_shape",
+    "literal",
+    "mosaic",
+    "require_names",
+    "standardisation",
+    "value_range",
+]
 
 CHANNELS = (1, 3)
 # Letters of a name that are drawn.
@@ -29,18 +38,29 @@ def literal(text: str) -> str:
     return ("\u200b" + text if text.startswith("_") else text).replace("$", r"\$")
 
 
+def require_names(columns: Any, data_shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Names of features, one for each of them or none at all.
+
+    Raises:
+        UsageError: they are something else.
+    """
+    names: tuple[Any, ...] = (None,) if isinstance(columns, str) or not isinstance(columns, Iterable) else (*columns,)
+    if not all(isinstance(name, str) for name in names):
+        raise UsageError(f"columns={shown(columns)} given, expected the names of the features")
+    num_features = math.prod(data_shape)
+    if len(names) not in (0, num_features):
+        raise UsageError(f"{len(names)} names given as columns, expected one for each of the {num_features} features")
+    return names
+
+
 def feature_names(columns: Sequence[str], data_shape: tuple[int, ...]) -> list[str]:
     """One text for each feature, to be drawn: its name, or its number counted from 0.
 
     Raises:
         UsageError: there are names, but not one for each feature.
     """
-    num_features = math.prod(data_shape)
-    if isinstance(columns, str) or not isinstance(columns, Sequence) or not all(isinstance(c, str) for c in columns):
-        raise UsageError(f"columns={shown(columns)} given, expected the names of the features")
-    if len(columns) not in (0, num_features):
-        raise UsageError(f"{len(columns)} names given as columns, expected one for each of the {num_features} features")
-    return [literal(name) for name in columns] or [str(d) for d in range(num_features)]
+    names = require_names(columns, data_shape)
+    return [literal(name) for name in names] or [str(d) for d in range(math.prod(data_shape))]
 
 
 def image_shape(data_shape: tuple[int, ...], shape: Any) -> tuple[int, int, int] | None:

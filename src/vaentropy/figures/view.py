@@ -24,6 +24,7 @@ from vaentropy.distributions import (
     to_float64,
 )
 from vaentropy.errors import DataError, UnsupportedError, UsageError, shown
+from vaentropy.figures.pictures import require_names
 from vaentropy.model import LatentVariableModel
 from vaentropy.passes import Batch, Missing
 from vaentropy.rows import frame_columns
@@ -134,7 +135,7 @@ def look(
         num_latents: that traversals and pair plots show at the most.
         num_steps: of each traversal.
         missing: "ignore" takes NaN for a missing value, in whose place the encoder sees 0; "error" refuses it.
-        seed: of the draws from the prior.
+        seed: of which points are drawn, and of the draws from the prior.
 
     Raises:
         DataError: data that `evaluate` does not take, or that cannot be picked from, such as an iterable of batches.
@@ -147,7 +148,9 @@ def look(
     require_count("num_steps", num_steps, least=2)
     require_seed(seed)
     source = _source(x)
-    names = _names(columns, x, source)
+    # As given, or those that the data bring.
+    own = [name for name, _ in frame_columns(x) or ()] or source.columns
+    names = require_names(columns, source.data_shape) or require_names(own, source.data_shape)
     _check_scaling(scaling, source.data_shape)
     rows = _spread(len(source), _affordable(num_points, source.data_shape), seed)
     # Refused before the model has anything to do.
@@ -176,17 +179,6 @@ def _source(x: Any) -> Source:
     if rows.ndim == 0:
         raise DataError("a single number given as data, expected an array (N, *data_shape)")
     return Rows(rows)
-
-
-def _names(columns: Any, x: Any, source: Source) -> tuple[str, ...]:
-    """Names of the features: as given, or those that the data bring."""
-    if isinstance(columns, str) or not isinstance(columns, Sequence) or not all(isinstance(c, str) for c in columns):
-        raise UsageError(f"columns={shown(columns)} given, expected the names of the features")
-    names = tuple(columns or [name for name, _ in frame_columns(x) or ()] or source.columns)
-    num_features = math.prod(source.data_shape)
-    if len(names) not in (0, num_features):
-        raise UsageError(f"{len(names)} names given as columns, expected one for each of the {num_features} features")
-    return names
 
 
 def _check_scaling(scaling: Any, data_shape: tuple[int, ...]) -> None:
