@@ -50,8 +50,9 @@ def test_scales_add_up_to_the_prior_at_the_optimum(linear):
     assert len(figure.axes) == 1 and names == ["α², the prior's", "variance of ν", "τ² and squared shift of ν"]
 
 
-def test_scales_of_any_model_add_up_to_its_ratios():
-    toy = Toy(6, prior="with mean", latent_shape=(3,))
+@pytest.mark.parametrize("posterior", ["full", "diagonal"])
+def test_scales_of_any_model_add_up_to_its_ratios(posterior):
+    toy = Toy(6, posterior=posterior, prior="with mean", latent_shape=(3,))
     x = toy.data(30)
     evaluation, view = evaluate(toy, x), look(toy, x)
     prior, q = toy.prior(), toy.posterior(x)

@@ -12,6 +12,8 @@ from vaentropy._typing import Tensor
 from vaentropy.checks import require_count, require_instance
 from vaentropy.errors import UsageError
 from vaentropy.figures.pictures import (
+    MANY,
+    as_pixels,
     feature_names,
     gap_of,
     image_shape,
@@ -281,23 +283,23 @@ def _traversal_lines(view: View) -> Figure:
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     # From dark to light, none of them too light for white paper.
     colours = colormaps[ORDERED](np.linspace(0.0, 0.85, num_steps))
-    places = np.arange(len(names))
+    places, named = np.arange(len(names)), len(names) <= MOST_NAMED
+    look = {
+        "linewidth": 1.0,
+        "marker": MARKERS[0] if named else None,
+        "markersize": 2.5,
+        "zorder": 2 if named else MANY,
+    }
     for axes, latent, lines in zip(grid, view.shown, view.traversals.flatten(2), strict=False):
         for colour, line, level in zip(colours, scaling.apply(lines).numpy(), view.levels.tolist(), strict=True):
-            axes.plot(
-                places,
-                line,
-                color=colour,
-                marker="o" if len(names) <= MOST_NAMED else None,
-                markersize=2.5,
-                linewidth=1.0,
-                label=f"{100 * level:.0f} %",
-            )
+            axes.plot(places, line, color=colour, label=f"{100 * level:.0f} %", **look)
+        if not named:
+            as_pixels(axes)
         axes.axhline(0.0, color=INK, linewidth=0.5)
         axes.set_title(f"latent {latent}")
     for axes in grid[num_latents:]:
         axes.set_axis_off()
-    if len(names) <= MOST_NAMED:
+    if named:
         for axes in grid[:num_latents][-columns:]:
             axes.set_xticks(places, names, rotation=90 if view.columns else 0)
             axes.tick_params(labelbottom=True)
@@ -379,8 +381,9 @@ def _clouds(view: View, others: Tensor, name: str, *, ways: bool) -> Figure:
     if ways:
         number = min(WAYS, len(x))
         chosen = torch.arange(number) * len(x) // number
-        for start, end in zip(x[chosen], others[chosen], strict=True):
-            axes.plot(*torch.stack([start, end]).T.numpy(), color=INK, linewidth=0.4, alpha=0.6)
+        # One line with breaks.
+        pairs = torch.stack([x[chosen], others[chosen], torch.full_like(x[chosen], torch.nan)], 1).flatten(0, 1)
+        axes.plot(*pairs.T.numpy(), color=INK, linewidth=0.4, alpha=0.6)
     names = [literal(each) for each in view.columns] or [f"feature {d}" for d in range(dimensions)]
     for label, set_label in zip(
         names, (axes.set_xlabel, axes.set_ylabel, getattr(axes, "set_zlabel", None)), strict=False

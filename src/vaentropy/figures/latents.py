@@ -12,7 +12,7 @@ from matplotlib.patches import Ellipse
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_instance
-from vaentropy.figures.pictures import literal
+from vaentropy.figures.pictures import MANY, as_pixels, literal
 from vaentropy.figures.style import COLOURS, INK, MARKERS, Figure, new_figure, styled
 from vaentropy.figures.view import View
 
@@ -26,8 +26,6 @@ ELLIPSES, ELLIPSES_IN_PAIRS = 60, 20
 LABEL_MARKERS = MARKERS[0], MARKERS[2]
 # Points², as scatter takes it.
 POINT, SMALL_POINT = 9.0, 4.0
-# What is drawn below `RASTERISED` becomes one picture of pixels in an SVG.
-CLOUD, RASTERISED = 0.5, 1.0
 # Two latents that differ by more than this factor in how far they reach have scales of their own.
 WIDE_SPAN = 10.0
 # Prior's circles, in standard deviations.
@@ -145,10 +143,9 @@ def _plane(axes: Axes, view: View, first: int, second: int, *, size: float, elli
             marker=marker,
             linewidths=0,
             alpha=0.6,
-            zorder=CLOUD,
+            zorder=MANY,
         )
-    # One picture inside the picture: thousands of points would make a large file.
-    axes.set_rasterization_zorder(RASTERISED)
+    as_pixels(axes)
     _ellipses(axes, view, first, second, ellipses)
     if view.prior_mean is not None and view.prior_variance is not None:
         m0, alpha = view.prior_mean.tolist(), view.prior_variance.sqrt().tolist()
@@ -230,10 +227,10 @@ def _one_latent(view: View, latent: int) -> Figure:
         _histogram(axes, view, latent)
         for inside, colour, marker, _ in _groups(view):
             mean, scale = view.latent_mean[inside, latent].numpy(), view.latent_variance[inside, latent].sqrt().numpy()
-            below.scatter(mean, scale, s=POINT, color=colour, marker=marker, linewidths=0, alpha=0.6, zorder=CLOUD)
+            below.scatter(mean, scale, s=POINT, color=colour, marker=marker, linewidths=0, alpha=0.6, zorder=MANY)
         if view.prior_variance is not None:
             below.axhline(float(view.prior_variance[latent].sqrt()), color=INK, linestyle="--", linewidth=0.9)
-        below.set_rasterization_zorder(RASTERISED)
+        as_pixels(below)
         below.set_ylabel("posterior scale τ")
         below.set_ylim(bottom=0)
     axes.set_ylabel("density of ν")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 
 from vaentropy._typing import Tensor
 from vaentropy.data.scaling import Scaling, Statistics
@@ -13,6 +14,8 @@ from vaentropy.data.source import Rows
 from vaentropy.errors import UsageError, printable, shown
 
 __all__ = [
+    "MANY",
+    "as_pixels",
     "feature_names",
     "gap_of",
     "image_shape",
@@ -24,6 +27,8 @@ __all__ = [
 ]
 
 CHANNELS = (1, 3)
+# zorder of what `as_pixels` speaks of.
+MANY, PIXELS_BELOW = 0.5, 1.0
 # Letters of a name that are drawn.
 LONGEST_NAME = 24
 # Between the images of a mosaic, in parts of an image's width.
@@ -83,6 +88,13 @@ def image_shape(data_shape: tuple[int, ...], shape: Any) -> tuple[int, int, int]
         expected = f"expected (height, width), or (channels, height, width) with 1 or 3 channels, of data {data_shape}"
         raise UsageError(f"shape={shown(shape)} given, {expected}")
     return None
+
+
+def as_pixels(axes: Axes) -> None:
+    """Make one picture of pixels of all that is drawn at the zorder MANY: an SVG does not grow with what is in it."""
+    axes.set_rasterization_zorder(PIXELS_BELOW)
+    # It would be part of the picture, and white on a dark page.
+    axes.patch.set_visible(False)
 
 
 def value_range(x: Tensor) -> tuple[float, float]:
