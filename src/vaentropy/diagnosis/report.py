@@ -126,6 +126,17 @@ class Diagnosis:
         """Whether no problem was found in what was tested."""
         return not self.problems
 
+    @property
+    def headline(self) -> str:
+        """One line: how many problems and notes, on which data."""
+
+        def count(number: int, what: str) -> str:
+            return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
+
+        num_problems = len(self.problems)
+        found = f"{count(num_problems, 'problem')}, {count(len(self.findings) - num_problems, 'note')}"
+        return f"{found}; {self.train.num_points:,} data points, ELBO {self.train.elbo:.4f}, nats per data point"
+
     def __getitem__(self, kind: str) -> Finding:
         """The finding of a kind; KeyError where there is none."""
         for finding in self.findings:
@@ -178,16 +189,7 @@ class Diagnosis:
         )
         head = "<tr><th></th><th>verdict</th><th>nats</th><th>evidence</th><th>remedy</th></tr>"
         rest = html.escape("\n".join(_tail(self)))
-        return f"<p>{html.escape(_headline(self))}</p><table>{head}{rows}</table><pre>{rest}</pre>"
-
-
-def _headline(d: Diagnosis) -> str:
-    def count(number: int, what: str) -> str:
-        return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
-
-    num_problems = len(d.problems)
-    found = f"{count(num_problems, 'problem')}, {count(len(d.findings) - num_problems, 'note')}"
-    return f"{found}; {d.train.num_points:,} data points, ELBO {d.train.elbo:.4f}, nats per data point"
+        return f"<p>{html.escape(self.headline)}</p><table>{head}{rows}</table><pre>{rest}</pre>"
 
 
 def _tail(d: Diagnosis) -> Sequence[str]:
@@ -205,7 +207,7 @@ def _error(error: float | None) -> str:
 
 
 def _report(d: Diagnosis) -> list[str]:
-    lines = [_headline(d)]
+    lines = [d.headline]
     for finding in d.findings:
         lines += ["", *_lines(finding)]
     if d.clean:

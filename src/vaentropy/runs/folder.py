@@ -8,6 +8,7 @@ RUN/history.jsonl        one row per epoch
 RUN/checkpoints/         complete states to resume from
 RUN/evaluation.json      the evaluations after the last epoch
 RUN/model.safetensors    weights only
+RUN/report.html          all of it to look at
 """
 
 import json
@@ -41,6 +42,7 @@ SCHEMA_VERSION = 2
 SCALING_TOLERANCE = 1e-6
 LOCK = ".lock"
 INITIAL = "initial.safetensors"
+REPORT = "report.html"
 FILES = (
     "config.yaml",
     "manifest.json",
@@ -49,6 +51,7 @@ FILES = (
     "history.jsonl",
     "evaluation.json",
     "model.safetensors",
+    REPORT,
 )
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "describe_run",
     "encode_run",
     "evaluate_run",
+    "history_of",
     "load",
     "log_likelihood_run",
     "put_weights",
@@ -316,7 +317,7 @@ def describe_run(run: str | Path) -> dict[str, Any]:
     folder = RunFolder(run)
     config = folder.config()
     manifest = folder.manifest() if folder.file("manifest.json").exists() else {"status": "not started"}
-    rows = _history(folder)
+    rows = history_of(folder)
     status = manifest.get("status", "finished")
     if status in ("running", "interrupted"):
         status = "running" if folder.is_locked() else "interrupted"
@@ -332,7 +333,12 @@ def describe_run(run: str | Path) -> dict[str, Any]:
     }
 
 
-def _history(folder: RunFolder) -> list[Row]:
+def history_of(folder: RunFolder) -> list[Row]:
+    """Rows of the history; [] without any.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     path = folder.file("history.jsonl")
     if not path.exists():
         return []
