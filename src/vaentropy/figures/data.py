@@ -1,4 +1,4 @@
-"""Figures of the data: beside what a model makes of them, and where its terms come from."""
+"""Figures of the data, beside what a model makes of them."""
 
 from collections.abc import Sequence
 
@@ -6,39 +6,37 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.image import AxesImage
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_count, require_instance
 from vaentropy.errors import UsageError
 from vaentropy.figures.pictures import (
     MANY,
+    MOST_NAMED,
+    SIGNED,
     as_pixels,
     feature_names,
+    figure_height,
     gap_of,
     image_shape,
     literal,
     mosaic,
+    picture,
     standardisation,
     value_range,
 )
 from vaentropy.figures.style import COLOURS, INK, MARKERS, Figure, new_figure, styled
 from vaentropy.figures.view import View
-from vaentropy.results import Evaluation
 
-__all__ = ["plot_points", "plot_reconstructions", "plot_residuals", "plot_samples", "plot_traversals"]
+__all__ = ["plot_points", "plot_reconstructions", "plot_samples", "plot_traversals"]
 
-# Of grey images; of what has a sign, orange over white to violet; of what has an order.
-GREY, SIGNED, ORDERED = "gray", "PuOr", "viridis"
+# Colours of grey images, and of what has an order.
+GREY, ORDERED = "gray", "viridis"
 # Standard deviations of a feature at which the colours of a heat map end.
 MOST_DEVIATIONS = 3.0
-# Features whose names fit beside a heat map or bars.
-MOST_NAMED = 40
 # Points whose way to their reconstruction is drawn.
 WAYS = 100
 POINT = 6.0
-# Standard errors that a bar of an error is long.
-ERRORS = 2.0
 
 
 def plot_reconstructions(view: View, *, shape: Sequence[int] | None = None, num_pictures: int = 10) -> Figure:
@@ -62,7 +60,7 @@ def plot_reconstructions(view: View, *, shape: Sequence[int] | None = None, num_
         if image is None:
             panels = {"data": x, "reconstruction": reconstruction, "difference": reconstruction - x}
             return _heat_maps(view, panels, differences=("difference",))
-        figure = new_figure(7.0, 5.8 * 2 * image[1] / (image[2] * len(pictures)) + 0.3)
+        figure = new_figure(7.0, figure_height(5.8, 2 * image[1], len(pictures) * image[2]))
         images = torch.stack([x, reconstruction]).reshape(2, len(pictures), *image)
         _images(figure, figure.add_subplot(), images, value_range(view.x), rows=("data", "recon-\nstruction"))
         return figure
@@ -90,7 +88,7 @@ def plot_samples(view: View, *, shape: Sequence[int] | None = None, num_pictures
             return _heat_maps(view, panels, differences=())
         columns = max(1, round(len(pictures) ** 0.5))
         rows = -(-len(pictures) // columns)
-        figure = new_figure(7.0, 3.1 * rows * image[1] / (columns * image[2]) + 0.5)
+        figure = new_figure(7.0, figure_height(3.1, rows * image[1], columns * image[2]))
         grid = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
         for axes, (title, x) in zip(grid, panels.items(), strict=True):
             blank = torch.full((rows * columns - len(x), *view.data_shape), torch.nan, dtype=x.dtype)
@@ -135,7 +133,7 @@ def plot_traversals(view: View, *, shape: Sequence[int] | None = None) -> Figure
     with styled():
         if image is None:
             return _traversal_lines(view)
-        figure = new_figure(7.0, min(9.0, 5.6 * num_latents * image[1] / (num_steps * image[2]) + 0.6))
+        figure = new_figure(7.0, figure_height(5.6, num_latents * image[1], num_steps * image[2]))
         axes = figure.add_subplot()
         images = view.traversals.reshape(num_latents, num_steps, *image)
         _images(figure, axes, images, value_range(view.x), rows=[f"latent {latent}" for latent in view.shown])
@@ -143,38 +141,6 @@ def plot_traversals(view: View, *, shape: Sequence[int] | None = None) -> Figure
         axes.set_xticks(places, [f"{100 * level:.0f} %" for level in view.levels.tolist()])
         axes.set_xlabel("quantile of the latent over the data")
         return figure
-
-
-def plot_residuals(
-    evaluation: Evaluation, columns: Sequence[str] = (), *, shape: Sequence[int] | None = None
-) -> Figure:
-    """Where the decoder's part of the gap comes from, and what a factor on σ² of its own would bring each feature.
-
-    Maps of images, summed over their channels; bars of other features, those with the largest residuals if they are
-    many, with two standard errors: of the Monte Carlo noise where it is known, else of the data points.
-
-    Args:
-        evaluation: of a model whose likelihood factorises over the features.
-        columns: names of the features.
-        shape: of images, as for `plot_reconstructions`.
-
-    Raises:
-        UsageError: the likelihood does not factorise, or an argument does not fit.
-    """
-    require_instance("evaluation", evaluation, Evaluation, "an Evaluation")
-    residuals = evaluation.decoder_residuals
-    if residuals is None:
-        given = "an evaluation without residuals per feature given: its likelihood does not factorise"
-        raise UsageError(f"{given}, or its data have no features")
-    data_shape = tuple(residuals.shape)
-    names, image = feature_names(columns, data_shape), image_shape(data_shape, shape)
-    terms = {"residual R_d": residuals.flatten()}
-    if evaluation.gains.feature_variance is not None:
-        terms["gain of a σ² of its own"] = evaluation.gains.feature_variance.flatten()
-    with styled():
-        if image is not None:
-            return _maps(terms, image)
-        return _bars(evaluation, terms, names)
 
 
 # --- Images ----------------------------------------------------------------------------------------------------------
@@ -203,40 +169,13 @@ def _images(
     _, _, channels, height, width = images.shape
     # The constrained layout would cut off what pixels that are squares leave no room for.
     figure.set_layout_engine("compressed")
-    drawn = _picture(axes, mosaic(images, limits), limits, GREY)
+    drawn = picture(axes, mosaic(images, limits), limits, GREY)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     axes.set_xticks([])
     axes.set_yticks(np.arange(len(rows)) * (height + gap_of(width)) + height / 2 - 0.5, rows)
     if scale and channels == 1:
         figure.colorbar(drawn, ax=figure.axes, label="value", fraction=0.025, pad=0.01)
-
-
-def _picture(axes: Axes, values: np.ndarray, limits: tuple[float, float], colours: str) -> AxesImage:
-    """Values (y, x) as pixels; blank where they are not finite."""
-    axes.grid(visible=False)
-    return axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest")
-
-
-def _maps(terms: dict[str, Tensor], image: tuple[int, int, int]) -> Figure:
-    """Maps of terms per feature, summed over the channels, symmetric around 0."""
-    _, height, width = image
-    figure = new_figure(7.0, min(8.0, 3.2 * height / width + 1.0))
-    for axes, (name, values) in zip(figure.subplots(1, len(terms), squeeze=False)[0], terms.items(), strict=True):
-        values = values.reshape(image).sum(0)
-        limit = _largest(values)
-        drawn = _picture(axes, values.numpy(), (-limit, limit), SIGNED)
-        axes.set_title(name if bool(values.isfinite().all()) else f"{name} (blank: unbounded)")
-        axes.set_xlabel("pixel")
-        figure.colorbar(drawn, ax=axes, label="nats per data point", orientation="horizontal", fraction=0.05)
-    figure.axes[0].set_ylabel("pixel")
-    return figure
-
-
-def _largest(values: Tensor) -> float:
-    """The largest absolute value, finite and above 0: where colours and axes may end."""
-    finite = values[values.isfinite()].abs()
-    return float(finite.max()) if finite.numel() and float(finite.max()) > 0 else 1.0
 
 
 # --- Features --------------------------------------------------------------------------------------------------------
@@ -258,7 +197,7 @@ def _heat_maps(view: View, panels: dict[str, Tensor], *, differences: Sequence[s
     for axes, (title, x) in zip(grid, panels.items(), strict=True):
         x = x.flatten(1)
         values = x.double() / scaling.scale if title in differences else scaling.apply(x)
-        drawn = _picture(axes, values.T.numpy(), (-MOST_DEVIATIONS, MOST_DEVIATIONS), SIGNED)
+        drawn = picture(axes, values.T.numpy(), (-MOST_DEVIATIONS, MOST_DEVIATIONS), SIGNED)
         axes.set_aspect("auto")
         axes.set_title(title)
         axes.set_xlabel("point")
@@ -313,44 +252,6 @@ def _traversal_lines(view: View) -> Figure:
         loc="outside upper center",
         ncols=num_steps,
     )
-    return figure
-
-
-def _bars(evaluation: Evaluation, terms: dict[str, Tensor], names: Sequence[str]) -> Figure:
-    """Horizontal bars of terms per feature, with errors."""
-    errors = evaluation.stderr if evaluation.mc_stderr is None else evaluation.mc_stderr
-    residuals = next(iter(terms.values()))
-    order = residuals.abs().argsort(descending=True, stable=True)[:MOST_NAMED].sort().values
-    figure = new_figure(7.0, 1.2 + 0.17 * len(order))
-    grid = figure.subplots(1, len(terms), sharey=True, squeeze=False)[0]
-    places = np.arange(len(order))
-    known = (errors.decoder_residuals, errors.gains.feature_variance)
-    for axes, (name, values), error, colour in zip(grid, terms.items(), known, COLOURS, strict=False):
-        heights = values[order]
-        finite = heights.isfinite()
-        axes.barh(places, torch.where(finite, heights, 0.0).numpy(), 0.7, color=colour)
-        if error is not None:
-            bars = ERRORS * error.flatten()[order].numpy()
-            there = (finite.numpy()) & np.isfinite(bars)
-            axes.errorbar(
-                heights.numpy()[there], places[there], xerr=bars[there], fmt="none", ecolor=INK, elinewidth=0.8
-            )
-        for place in places[~finite.numpy()]:
-            axes.annotate(" ∞", (0.0, place), va="center")
-        axes.axvline(0.0, color=INK, linewidth=0.6)
-        axes.set_title(name)
-        axes.set_xlabel("nats per data point")
-        axes.grid(axis="y", visible=False)
-        axes.locator_params(axis="x", nbins=4)
-        axes.ticklabel_format(axis="x", scilimits=(-3, 4))
-    grid[0].set_yticks(places, [names[d] for d in order.tolist()])
-    grid[0].invert_yaxis()
-    shown = (
-        "feature"
-        if len(order) == len(names)
-        else f"feature, the {len(order)} of {len(names)} with the largest residuals"
-    )
-    grid[0].set_ylabel(shown)
     return figure
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 
 from vaentropy._typing import Tensor
 from vaentropy.data.scaling import Scaling, Statistics
@@ -15,18 +16,30 @@ from vaentropy.errors import UsageError, printable, shown
 
 __all__ = [
     "MANY",
+    "MOST_NAMED",
+    "SIGNED",
     "as_pixels",
     "feature_names",
+    "figure_height",
     "gap_of",
     "image_shape",
     "literal",
     "mosaic",
+    "picture",
     "require_names",
     "standardisation",
     "value_range",
 ]
 
 CHANNELS = (1, 3)
+# What is wider or higher than this many times the other is no image by itself, but more likely a few sequences.
+LONGEST_SIDE = 8
+# Features whose names fit beside a picture.
+MOST_NAMED = 40
+# Inches of a figure.
+LOWEST, HIGHEST = 1.6, 9.0
+# Colours of what has a sign: orange over white to violet.
+SIGNED = "PuOr"
 # zorder of what `as_pixels` speaks of.
 MANY, PIXELS_BELOW = 0.5, 1.0
 # Letters of a name that are drawn.
@@ -55,7 +68,7 @@ def require_names(columns: Any, data_shape: tuple[int, ...]) -> tuple[str, ...]:
     num_features = math.prod(data_shape)
     if len(names) not in (0, num_features):
         raise UsageError(f"{len(names)} names given as columns, expected one for each of the {num_features} features")
-    return names
+    return (*names,)
 
 
 def feature_names(columns: Sequence[str], data_shape: tuple[int, ...]) -> list[str]:
@@ -72,18 +85,20 @@ def image_shape(data_shape: tuple[int, ...], shape: Any) -> tuple[int, int, int]
     """Channels, height and width of data that are images; None for others.
 
     Args:
-        data_shape: (height, width), or (channels, height, width) with 1 or 3 channels, is an image.
+        data_shape: (height, width), or (channels, height, width) with 1 or 3 channels, is an image, but if it is more
+            than 8 times as long in one direction as in the other.
         shape: makes images of any data of as many values: (height, width) or (channels, height, width).
 
     Raises:
         UsageError: `shape` is something else.
     """
     given = data_shape if shape is None else shape
-    sizes = tuple(given) if isinstance(given, Sequence | torch.Size) and not isinstance(given, str) else ()
+    sizes = (*given,) if isinstance(given, Sequence) and not isinstance(given, str) else ()
     whole = all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in sizes)
-    full = (1, *sizes) if len(sizes) == 2 else sizes
-    if whole and len(full) == 3 and full[0] in CHANNELS and math.prod(full) == math.prod(data_shape):
-        return full
+    if whole and len(sizes) in (2, 3) and math.prod(sizes) == math.prod(data_shape):
+        channels, height, width = (1, *sizes)[-3:]
+        if channels in CHANNELS and (shape is not None or max(height, width) <= LONGEST_SIDE * min(height, width)):
+            return channels, height, width
     if shape is not None:
         expected = f"expected (height, width), or (channels, height, width) with 1 or 3 channels, of data {data_shape}"
         raise UsageError(f"shape={shown(shape)} given, {expected}")
@@ -140,3 +155,14 @@ def standardisation(x: Tensor) -> Scaling:
     Features of a table have units of their own: this is how they fit into one picture.
     """
     return Scaling.fit("standard", Statistics.of(Rows(torch.where(x.isnan().all(0), 0.0, x))))
+
+
+def picture(axes: Axes, values: np.ndarray, limits: tuple[float, float], colours: str) -> AxesImage:
+    """Values (y, x) as pixels; blank where they are not finite."""
+    axes.grid(visible=False)
+    return axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+
+
+def figure_height(inches: float, height: int, width: int) -> float:
+    """Inches that a figure is high, for a picture of so many pixels that has `inches` in width; as a page takes it."""
+    return min(HIGHEST, max(LOWEST, inches * height / width + 0.5))

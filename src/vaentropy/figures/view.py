@@ -23,7 +23,7 @@ from vaentropy.distributions import (
     normal_kl,
     to_float64,
 )
-from vaentropy.errors import DataError, UnsupportedError, UsageError, shown
+from vaentropy.errors import DataError, ModelError, UnsupportedError, UsageError, shown
 from vaentropy.figures.pictures import require_names
 from vaentropy.model import LatentVariableModel
 from vaentropy.passes import Batch, Missing
@@ -139,7 +139,7 @@ def look(
 
     Raises:
         DataError: data that `evaluate` does not take, or that cannot be picked from, such as an iterable of batches.
-        ModelError: the model returned something else than the interface asks for.
+        ModelError: the model returned something else than the interface asks for, or no finite numbers.
         UnsupportedError: the posterior or the likelihood has no mean.
         UsageError: an argument has a wrong value.
     """
@@ -294,6 +294,8 @@ def _latents(latents: Latents, mean: Tensor, num_latents: int) -> dict[str, Any]
     elif full is not None:
         cholesky = full[1].cpu()
         variance = cholesky.square().sum(-1)
+    if variance is not None and not bool(variance.isfinite().all()):
+        raise ModelError("a posterior variance is not finite: there is nothing to draw; standardise the data")
     if prior is not None:
         latent_shape = latents.posterior.event_shape
         prior_mean, log_variance = (p.expand(latent_shape).flatten().cpu() for p in prior)
