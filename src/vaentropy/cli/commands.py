@@ -23,6 +23,8 @@ def vaentropy() -> None:
 @click.option("--resume", metavar="RUN", type=options.PATH, help="Go on with the interrupted run in folder RUN.")
 @click.option("--out", type=options.PATH, help="Folder of the run, new or empty; default: a new one under runs/.")
 @options.overwrite
+@options.log
+@options.report
 @options.as_json
 @options.settings
 def train(
@@ -31,6 +33,8 @@ def train(
     resume: str | None,
     out: str | None,
     overwrite: bool,
+    log: tuple[str, ...] | None,
+    report: bool | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -49,10 +53,27 @@ def train(
         named = [name for name, value in others.items() if value is not None]
         if named:
             raise UsageError(f"--resume {resume} given with {named[0]}, expected no settings: a run keeps its own")
-        run = resume_run(resume, data_folder=data_folder)
+        run = resume_run(resume, data_folder=data_folder, log=log or ())
     else:
-        run = train_run(options.settings_of(config, {"data": data, **given}), out=out, overwrite=overwrite)
+        settings = options.settings_of(config, {"data": data, **given})
+        run = train_run(settings, out=out, overwrite=overwrite, log=log or ())
     _show(run, as_json)
+    _report(run, report)
+
+
+def _report(run: Any, wanted: bool | None) -> None:
+    """The report at the end of a training, whose run is there already: what goes wrong here is a line, no failure."""
+    from vaentropy.errors import MissingExtraError, VaentropyError
+    from vaentropy.runs import report_run
+
+    if wanted is False:
+        return
+    try:
+        click.echo(f"Report in {report_run(run.folder)}", err=True)
+    except (VaentropyError, OSError) as error:
+        # Whoever has not installed what draws it has not asked for it.
+        if wanted or not isinstance(error, MissingExtraError):
+            click.echo(f"No report: {error}", err=True)
 
 
 def _show(run: Any, as_json: bool) -> None:
@@ -75,6 +96,22 @@ def _show(run: Any, as_json: bool) -> None:
     for remark in run.remarks:
         click.echo(remark)
     click.echo(f"\nRun in {run.folder}, {run.seconds:.1f} s", err=True)
+
+
+@vaentropy.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=options.PATH)
+@click.option("--out", type=options.PATH, help="The page; default: report.html in RUN, or here for several.")
+@options.data_folder
+@click.option("--num-samples", type=int, help="Draws of z per point; default: as after the training.")
+@options.device
+@click.option("--overwrite", is_flag=True, help="Replace a file that is no report.")
+def report(runs: tuple[str, ...], out: str | None, num_samples: int | None, **given: Any) -> None:
+    """Write one HTML page about RUN: diagnosis, figures, tables, settings; or about several beside each other."""
+    from vaentropy.expectation import MonteCarlo
+    from vaentropy.runs import report_run
+
+    expectation = None if num_samples is None else MonteCarlo(num_samples)
+    click.echo(report_run(runs, out=out, expectation=expectation, **given))
 
 
 @vaentropy.command()
@@ -208,9 +245,19 @@ def prune(run: str, num_samples: int, seed: int, collapse: str, as_json: bool, *
 @click.argument("run", type=options.PATH)
 @click.option("--out", type=options.PATH, help="Folder of the new run, new or empty; default: a new one under runs/.")
 @options.overwrite
+@options.log
+@options.report
 @options.as_json
 @options.changes
-def continue_(run: str, out: str | None, overwrite: bool, as_json: bool, **given: Any) -> None:
+def continue_(
+    run: str,
+    out: str | None,
+    overwrite: bool,
+    log: tuple[str, ...] | None,
+    report: bool | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Train the model in folder RUN further, as a new run, with analytic variances.
 
     Other settings that are not given are those of RUN. A vae0 or vae2 can go on as a vae1.
@@ -218,7 +265,9 @@ def continue_(run: str, out: str | None, overwrite: bool, as_json: bool, **given
     from vaentropy.runs import continue_run
 
     chosen = {name: value for name, value in given.items() if value is not None}
-    _show(continue_run(run, out=out, overwrite=overwrite, **chosen), as_json)
+    done = continue_run(run, out=out, overwrite=overwrite, log=log or (), **chosen)
+    _show(done, as_json)
+    _report(done, report)
 
 
 def _target(out: str, as_json: bool, data: str | None = None) -> str | None:

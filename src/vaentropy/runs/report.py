@@ -10,7 +10,6 @@ from vaentropy.expectation import Expectation
 from vaentropy.files import read_text, write_text
 from vaentropy.runs.diagnose import diagnosed
 from vaentropy.runs.folder import REPORT, RunFolder
-from vaentropy.runs.use import history_of
 from vaentropy.training import History
 
 if TYPE_CHECKING:
@@ -61,12 +60,8 @@ def report_run(
     from vaentropy.report import render
 
     path = _room(folders, out, overwrite=overwrite)
-    how: dict[str, Any] = {
-        "data_folder": data_folder,
-        "expectation": expectation,
-        "device": device,
-        "progress": progress,
-    }
+    how: dict[str, Any] = {"data_folder": data_folder, "expectation": expectation}
+    how |= {"device": device, "progress": progress}
     subjects = [_subject(folder, **how) for folder in folders]
     write_text(path, render(subjects))
     return path
@@ -87,9 +82,8 @@ def _room(folders: Sequence[str | Path], out: str | Path | None, *, overwrite: b
         reason = "is a folder" if path.is_dir() else f"given to write to, but there is no folder {path.parent}"
         raise UsageError(f"{path} {reason}; name a file with --out")
     if path.exists() and not overwrite and GENERATOR not in read_text(path)[:BEGINNING]:
-        raise UsageError(
-            f"{path} exists and is no report; name another file with --out, or replace it with --overwrite"
-        )
+        how = "name another file with --out, or replace it with --overwrite"
+        raise UsageError(f"{path} exists and is no report; {how}")
     return path
 
 
@@ -116,7 +110,7 @@ def _subject(run: str | Path, **how: Any) -> "Subject":
         name=str(folder),
         description=f"{config.model} trained on {config.data} ({data.description})",
         diagnosis=diagnosis,
-        history=History(history_of(folder)),
+        history=History(folder.history()),
         view=view,
         settings=config.to_dict(),
         environment=manifest,
