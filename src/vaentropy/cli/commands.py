@@ -47,8 +47,9 @@ def train(
     from vaentropy.runs import resume as resume_run
     from vaentropy.runs import train as train_run
 
+    data_folder = given["data_folder"]
     if resume is not None:
-        data_folder = given.pop("data_folder")
+        del given["data_folder"]
         others = {"data": data, "config": config, "out": out, "overwrite": overwrite or None, **given}
         named = [name for name, value in others.items() if value is not None]
         if named:
@@ -57,33 +58,19 @@ def train(
     else:
         settings = options.settings_of(config, {"data": data, **given})
         run = train_run(settings, out=out, overwrite=overwrite, log=log or ())
-    _show(run, as_json)
-    _report(run, report)
+    _show(run, as_json, report, data_folder)
 
 
-def _report(run: Any, wanted: bool | None) -> None:
-    """The report at the end of a training, whose run is there already: what goes wrong here is a line, no failure."""
-    from vaentropy.errors import MissingExtraError, VaentropyError
-    from vaentropy.runs import report_run
-
-    if wanted is False:
-        return
-    try:
-        click.echo(f"Report in {report_run(run.folder)}", err=True)
-    except (VaentropyError, OSError) as error:
-        # Whoever has not installed what draws it has not asked for it.
-        if wanted or not isinstance(error, MissingExtraError):
-            click.echo(f"No report: {error}", err=True)
-
-
-def _show(run: Any, as_json: bool) -> None:
+def _show(run: Any, as_json: bool, report: bool | None, data_folder: str | None = None) -> None:
+    """What came of a training, and its report."""
     from vaentropy.files import to_json
 
     evaluation, held_out = run.history.train, run.history.held_out
     if as_json:
         result = {"run": str(run.folder), "data": run.description, **evaluation.to_dict(vectors=False)}
         result["held_out"] = None if held_out is None else held_out.to_dict(vectors=False)
-        click.echo(to_json({**result, "seconds": run.seconds, "remarks": run.remarks}))
+        result |= {"seconds": run.seconds, "remarks": run.remarks}
+        click.echo(to_json({**result, "report": _report(run, report, data_folder)}))
         return
     click.echo(f"{run.config.model} trained on {run.config.data} ({run.description})\n")
     click.echo(evaluation)
@@ -96,6 +83,24 @@ def _show(run: Any, as_json: bool) -> None:
     for remark in run.remarks:
         click.echo(remark)
     click.echo(f"\nRun in {run.folder}, {run.seconds:.1f} s", err=True)
+    if path := _report(run, report, data_folder):
+        click.echo(f"Report in {path}", err=True)
+
+
+def _report(run: Any, wanted: bool | None, data_folder: str | None) -> str | None:
+    """The report at the end of a training, whose run is there already: what goes wrong here is a line, no failure."""
+    from vaentropy.errors import MissingExtraError, VaentropyError
+    from vaentropy.runs import report_run
+
+    if wanted is False:
+        return None
+    try:
+        return str(report_run(run.folder, data_folder=data_folder))
+    except (VaentropyError, OSError) as error:
+        # Whoever has not installed what draws it has not asked for it.
+        if wanted or not isinstance(error, MissingExtraError):
+            click.echo(f"No report: {error}", err=True)
+        return None
 
 
 @vaentropy.command()
@@ -265,9 +270,7 @@ def continue_(
     from vaentropy.runs import continue_run
 
     chosen = {name: value for name, value in given.items() if value is not None}
-    done = continue_run(run, out=out, overwrite=overwrite, log=log or (), **chosen)
-    _show(done, as_json)
-    _report(done, report)
+    _show(continue_run(run, out=out, overwrite=overwrite, log=log or (), **chosen), as_json, report)
 
 
 def _target(out: str, as_json: bool, data: str | None = None) -> str | None:
