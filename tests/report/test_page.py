@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from tests.report.conftest import NAMES
 from vaentropy.errors import DataError, UsageError
 from vaentropy.runs import diagnose_run, report_run
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vaentropy import markup
 from vaentropy.diagnosis.gradients import GradientCheck
 from vaentropy.diagnosis.latents import Latents
 from vaentropy.errors import UsageError
@@ -182,14 +183,10 @@ class Diagnosis:
         return "\n".join(_report(self))
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{f.level}</td><td>{html.escape(f.verdict)}</td><td style='text-align:right'>{f.nats:.4g}</td>"
-            f"<td>{html.escape('; '.join(map(str, f.evidence)))}</td><td>{html.escape(f.remedy)}</td></tr>"
-            for f in self.findings
-        )
-        head = "<tr><th></th><th>verdict</th><th>nats</th><th>evidence</th><th>remedy</th></tr>"
-        rest = html.escape("\n".join(_tail(self)))
-        return f"<p>{html.escape(self.headline)}</p><table>{head}{rows}</table><pre>{rest}</pre>"
+        head = ("", "verdict", "nats", "evidence", "remedy")
+        rows = [(f.level, f.verdict, f"{f.nats:.4g}", "; ".join(map(str, f.evidence)), f.remedy) for f in self.findings]
+        findings = markup.table(head, rows, caption=self.headline, texts=[0, 1, 3, 4])
+        return f"{findings}<pre>{html.escape(chr(10).join(_tail(self)))}</pre>"
 
 
 def _tail(d: Diagnosis) -> Sequence[str]:

@@ -8,23 +8,14 @@ from vaentropy.checks import require_count
 from vaentropy.errors import printable
 from vaentropy.ledger import number
 from vaentropy.loggers.logger import Logger, Outcome
-from vaentropy.training.history import History, Row
+from vaentropy.training.history import TABLE, History, Row, cell
 
 __all__ = ["Console"]
 
 # A header stands above so many lines, so that one is in sight.
 LINES_PER_HEADER = 20
-COLUMNS = (
-    ("epoch", "epoch", 7),
-    ("step", "step", 9),
-    ("running_elbo", "ELBO", 14),
-    ("running_entropy_sum", "entropy sum", 14),
-    ("running_gap", "gap", 12),
-    ("held_out_elbo", "held-out ELBO", 15),
-    ("learning_rate", "rate", 10),
-    ("seconds", "seconds", 10),
-)
-FORMATS = {"epoch": "{:.0f}", "step": "{:.0f}", "learning_rate": "{:.2e}", "seconds": "{:.1f}"}
+WIDTHS = {"epoch": 7, "step": 9, "running_elbo": 14, "running_entropy_sum": 14, "held_out_elbo": 15}
+WIDTH = 11
 
 
 class Console(Logger):
@@ -62,9 +53,9 @@ class Console(Logger):
         if not evaluated and int(row["epoch"]) % self.every:
             return
         if self.lines % LINES_PER_HEADER == 0:
-            self._print("".join(f"{title:>{width}}" for _, title, width in COLUMNS))
+            self._print(_line(TABLE))
         self.lines += 1
-        self._print("".join(f"{_text(row, column):>{width}}" for column, _, width in COLUMNS).rstrip())
+        self._print(_line({column: cell(row, column) for column in TABLE}))
 
     def end(self, history: History, last: Row) -> None:
         """Print the ELBOs of the evaluations after the last epoch."""
@@ -84,7 +75,5 @@ class Console(Logger):
         print(f"{prefix}{line}", file=self.stream or sys.stderr, flush=True)
 
 
-def _text(row: Row, column: str) -> str:
-    if column not in row:
-        return ""
-    return FORMATS[column].format(row[column]) if column in FORMATS else number(row[column])
+def _line(texts: Mapping[str, str]) -> str:
+    return "".join(text.rjust(WIDTHS.get(column, WIDTH)) for column, text in texts.items())

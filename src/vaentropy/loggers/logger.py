@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, TypeVar
 
 from vaentropy.checks import require_instance, require_path
 from vaentropy.errors import UsageError, shown
@@ -50,6 +50,10 @@ def _metric(column: str) -> str:
     return column if column == "epoch" else f"{OTHER}/{column}"
 
 
+# Not typing.Self, which type checks at run time cannot follow.
+Own = TypeVar("Own", bound="Logger")
+
+
 class Logger(ABC):
     """Writes the rows of one training somewhere; a context manager that is given to `fit` as `on_epoch`.
 
@@ -87,7 +91,7 @@ class Logger(ABC):
     def close(self, outcome: Outcome) -> None:
         """Write what is left, and how training ended."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Own) -> Own:
         """Begin.
 
         Raises:
