@@ -67,7 +67,7 @@ def test_points_are_posterior_means_by_label(labelled):
 
 
 def test_every_label_is_in_the_legend(linear):
-    # matplotlib leaves out names that begin with an underscore.
+    # Also one that is empty, or begins with an underscore.
     model, x = linear
     (axes,) = plot_latents(look(model, x[:3], labels=["_a", "", "$b"])).axes
     names = [text.get_text().strip("\u200b") for text in axes.get_legend().texts]

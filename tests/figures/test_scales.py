@@ -28,9 +28,12 @@ def linear():
 
 
 def stacked(figure: Figure) -> np.ndarray:
-    """Heights of the bars (parts, latents)."""
-    axes = figure.axes[0]
-    return np.array([[bar.get_height() for bar in container] for container in axes.containers])
+    """Heights of the bars (parts, latents), each of which begins where the one below ends."""
+    bars = [list(container) for container in figure.axes[0].containers]
+    heights = np.array([[bar.get_height() for bar in part] for part in bars])
+    ends = np.array([[bar.get_y() + bar.get_height() for bar in part] for part in bars])
+    assert np.allclose(ends, heights.cumsum(0))
+    return heights
 
 
 def test_scales_add_up_to_the_prior_at_the_optimum(linear):

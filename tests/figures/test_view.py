@@ -156,26 +156,29 @@ def test_a_prior_of_each_point_is_drawn_from():
     assert view.prior_mean is view.prior_variance is view.kl_per_latent is None
 
 
-def test_traversals_go_over_quantiles_of_the_aggregate_posterior():
+@pytest.mark.parametrize("used", [0, 1])
+def test_traversals_go_over_quantiles_of_the_aggregate_posterior(used):
     # Two points far apart: half of the mass lies at each, so that quantiles below ½ are those of the first at 2p.
     mean = torch.tensor([[-50.0, 0.0], [50.0, 4.0]], dtype=F64)
     std = torch.tensor([2.0, 1.0], dtype=F64)
+    if used == 1:
+        mean, std = mean.flip(1), std.flip(0)
 
     def encode(x):
         return x, (2 * std.log()).expand(x.shape)
 
-    model = from_functions(encode, lambda z: 10 * z, variance=1.0)
-    view = look(model, mean, num_steps=5)
-    assert view.shown == (0, 1)
+    view = look(from_functions(encode, lambda z: 10 * z, variance=1.0), mean, num_steps=5)
+    assert view.shown == (used, 1 - used)
     normal = Normal(0.0, 1.0)
-    levels = normal.cdf(torch.linspace(-2, 2, 5, dtype=F64))
-    expected = -50 + 2 * normal.icdf(2 * levels[:2])
+    assert close(view.levels, normal.cdf(torch.linspace(-2, 2, 5, dtype=F64)), tolerance=1e-6)
+    expected = -50 + 2 * normal.icdf(2 * view.levels[:2])
     # A hundred nodes stand for each normal.
     assert close(view.traversed[0, :2], expected, scale=2.0, tolerance=0.01)
     assert close(view.traversed[0], -view.traversed[0].flip(0), scale=50.0)
     # The other latent is at its mean over the points.
-    assert close(view.traversals[0], torch.stack([10 * view.traversed[0], torch.full((5,), 20.0)], 1), scale=500.0)
-    assert close(view.traversals[1], torch.stack([torch.zeros(5), 10 * view.traversed[1]], 1), scale=500.0)
+    first, second = view.traversals
+    assert close(first[:, used], 10 * view.traversed[0]) and close(first[:, 1 - used], [20.0] * 5)
+    assert close(second[:, 1 - used], 10 * view.traversed[1]) and close(second[:, used], [0.0] * 5, scale=500.0)
 
 
 def test_quantiles_of_a_normal_aggregate(linear):

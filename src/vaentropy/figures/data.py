@@ -91,7 +91,7 @@ def plot_samples(view: View, *, shape: Sequence[int] | None = None, num_pictures
         figure = new_figure(7.0, figure_height(3.1, rows * image[1], columns * image[2]))
         grid = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
         for axes, (title, x) in zip(grid, panels.items(), strict=True):
-            blank = torch.full((rows * columns - len(x), *view.data_shape), torch.nan, dtype=x.dtype)
+            blank = torch.full((rows * columns - len(x), *view.data_shape), torch.nan, dtype=x.dtype, device="cpu")
             images = torch.cat([x, blank]).reshape(rows, columns, *image)
             _images(figure, axes, images, value_range(view.x), scale=title != "data")
             axes.set_title(title)
@@ -153,7 +153,7 @@ def _chosen(view: View, shape: Sequence[int] | None, number: int) -> tuple[Tenso
     if not view.data_shape:
         raise UsageError("a view of data without features given, expected (N, features, ...); reshape them")
     number = min(number, len(view))
-    return torch.arange(number) * len(view) // number, image_shape(view.data_shape, shape)
+    return torch.arange(number, device="cpu") * len(view) // number, image_shape(view.data_shape, shape)
 
 
 def _images(
@@ -281,7 +281,7 @@ def _clouds(view: View, others: Tensor, name: str, *, ways: bool) -> Figure:
         )
     if ways:
         number = min(WAYS, len(x))
-        chosen = torch.arange(number) * len(x) // number
+        chosen = torch.arange(number, device="cpu") * len(x) // number
         # One line with breaks.
         pairs = torch.stack([x[chosen], others[chosen], torch.full_like(x[chosen], torch.nan)], 1).flatten(0, 1)
         axes.plot(*pairs.T.numpy(), color=INK, linewidth=0.4, alpha=0.6)

@@ -52,7 +52,7 @@ def literal(text: str) -> str:
     """A name from the data as matplotlib draws it letter by letter: no formulas, no line breaks, not too long."""
     text = printable(text)
     text = text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
-    # A legend leaves out names that begin with an underscore: before it goes a space without width.
+    # The legends of older versions leave out what begins with an underscore: before it goes a space without width.
     return ("\u200b" + text if text.startswith("_") else text).replace("$", r"\$")
 
 

@@ -212,7 +212,7 @@ def _pick(source: Source, rows: Tensor) -> Tensor:
         if len(inside):
             parts.append(source.read(shard)[inside])
         first += size
-    return torch.cat(parts) if parts else torch.empty(0, *source.data_shape, dtype=source.dtype)
+    return torch.cat(parts) if parts else torch.empty(0, *source.data_shape, dtype=source.dtype, device="cpu")
 
 
 def _as_labels(labels: Any, num_rows: int) -> np.ndarray:
@@ -257,8 +257,8 @@ def _seen(batch: Batch, num_latents: int, num_steps: int, scaling: Scaling | Non
         z = z.to(mean).reshape(len(z), *mean.shape[1:])
         return _for_pictures(_mean(as_batch(model.likelihood(z), len(z), "likelihood(z)"), "p(x|z)"), scaling)
 
-    # Of another shape than x it is refused in one line.
-    likelihood_at(model, mean, x)
+    # First: it refuses a likelihood of data of another shape than x.
+    reconstruction = _for_pictures(_mean(likelihood_at(model, mean, x), "p(x|z)"), scaling)
     prior = latents.prior
     drawn = prior.sample() if prior.batch_shape else prior.sample(torch.Size([len(x)]))
     levels, values, at = _traversals(about, num_latents, num_steps)
@@ -267,7 +267,7 @@ def _seen(batch: Batch, num_latents: int, num_steps: int, scaling: Scaling | Non
     return {
         **about,
         "x": _for_pictures(given, scaling),
-        "reconstruction": decode(about["latent_mean"]),
+        "reconstruction": reconstruction,
         "samples": decode(drawn),
         "levels": levels,
         "traversed": values,
@@ -324,18 +324,18 @@ def _latents(latents: Latents, mean: Tensor, num_latents: int) -> dict[str, Any]
 
 def _traversals(about: Mapping[str, Any], num_latents: int, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """Levels (steps,), values (K, steps) of the latents shown, and the latents (K, steps, H) that have them."""
-    mean, chosen = about["latent_mean"], list(about["order"][:num_latents])
+    mean, variance = about["latent_mean"], about["latent_variance"]
+    scale = torch.zeros_like(mean) if variance is None else variance.sqrt()
     between = (torch.arange(NODES, dtype=torch.float64, device="cpu") + 0.5) / NODES
-    nodes = torch.special.ndtri(between).reshape(-1, 1, 1)
-    variance = about["latent_variance"]
-    spread = torch.zeros_like(mean[:, chosen]) if variance is None else variance[:, chosen].sqrt()
-    aggregate = (mean[:, chosen] + spread * nodes).flatten(0, 1)
+    nodes = torch.special.ndtri(between).unsqueeze(1)
     reach = torch.linspace(-TRAVERSED_DEVIATIONS, TRAVERSED_DEVIATIONS, num_steps, dtype=torch.float64, device="cpu")
     levels = torch.special.ndtr(reach)
-    # Not torch.quantile, which takes no more than 2^24 values. Hazen's: the nodes are midpoints of equal masses.
-    quantiles = np.quantile(aggregate.numpy(), levels.numpy(), axis=0, method="hazen")
-    values = torch.from_numpy(quantiles).T.contiguous()
+    chosen = about["order"][:num_latents]
+    values = levels.new_empty(len(chosen), num_steps)
     z = mean.mean(0).repeat(*values.shape, 1)
     for k, latent in enumerate(chosen):
+        aggregate = (mean[:, latent] + scale[:, latent] * nodes).flatten()
+        # Not torch.quantile, which takes no more than 2^24 values. Hazen's: the nodes are midpoints of equal masses.
+        values[k] = torch.from_numpy(np.quantile(aggregate.numpy(), levels.numpy(), method="hazen"))
         z[k, :, latent] = values[k]
     return levels, values, z
