@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import Any
 
 from vaentropy.checks import require_count
 from vaentropy.errors import printable
@@ -37,7 +37,7 @@ class Console(Logger):
         self,
         *,
         every: int = 10,
-        stream: IO[str] | None = None,
+        stream: Any = None,
         name: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ):

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, TypeVar
 
 from vaentropy.checks import require_instance, require_path
 from vaentropy.errors import UsageError, shown
@@ -17,6 +17,7 @@ __all__ = ["PROJECT", "Logger", "Outcome", "folder_made", "metrics"]
 logger = logging.getLogger(__name__)
 
 Outcome = Literal["finished", "failed", "interrupted"]
+Own = TypeVar("Own", bound="Logger")
 
 # Under which the tools list runs, unless the environment names another.
 PROJECT = "vaentropy"
@@ -87,7 +88,7 @@ class Logger(ABC):
     def close(self, outcome: Outcome) -> None:
         """Write what is left, and how training ended."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Own) -> Own:
         """Begin.
 
         Raises:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import TypeVar
 
 from vaentropy.checks import require_instance
 from vaentropy.errors import UsageError
@@ -11,6 +11,8 @@ from vaentropy.loggers.logger import Logger
 from vaentropy.training.history import History, Row
 
 __all__ = ["PerModel", "Together"]
+
+Own = TypeVar("Own", bound="_Several")
 
 
 class _Several:
@@ -27,7 +29,7 @@ class _Several:
             require_instance(f"loggers[{number}]", log, Logger, "a logger such as TensorBoard(...)")
         self._stack = ExitStack()
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Own) -> Own:
         """Begin all; those that have begun are closed if another cannot."""
         with ExitStack() as stack:
             for log in self.loggers:
