@@ -4,10 +4,12 @@ import math
 import sys
 
 import pytest
-from mlflow import MlflowClient
 
 from vaentropy.errors import MissingExtraError, UsageError
 from vaentropy.loggers import MLflow, metrics
+
+# MLflow takes seconds to import, and more to make its database.
+pytestmark = pytest.mark.slow
 
 LARGEST = sys.float_info.max  # MLflow keeps infinity as this
 
@@ -19,6 +21,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(folder):
+    from mlflow import MlflowClient
+
     return MlflowClient(f"sqlite:///{folder}/mlflow.db")
 
 
@@ -26,7 +30,6 @@ def curve(client, run_id, name):
     return [(metric.step, metric.value) for metric in client.get_metric_history(run_id, name)]
 
 
-@pytest.mark.slow
 def test_a_run_in_the_database(folder, client, history, monkeypatch, tmp_path):
     """One test: the database takes seconds to make."""
     monkeypatch.chdir(tmp_path)
