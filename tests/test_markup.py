@@ -54,6 +54,7 @@ def test_everything_is_escaped():
         markup.table([evil], [[evil]], caption=evil, texts=[0], sums=[0]),
         markup.paragraph(evil, evil),
         markup.listed([evil]),
+        markup.preformatted([evil]),
     ):
         assert "<script" not in page and Page(page).text.count(evil) >= 1
     assert Page(markup.table([evil], [[evil]], caption=evil)).rows == [[evil], [evil]]

@@ -1,6 +1,5 @@
 """What a diagnosis says: findings with verdict, evidence and remedy, and how they print."""
 
-import html
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -175,7 +174,7 @@ class Diagnosis:
         head = ("", "verdict", "nats", "evidence", "remedy")
         rows = [(f.level, f.verdict, f"{f.nats:.4g}", "; ".join(map(str, f.evidence)), f.remedy) for f in self.findings]
         findings = markup.table(head, rows, caption=_headline(self), texts=[0, 1, 3, 4])
-        return f"{findings}<pre>{html.escape(chr(10).join(_tail(self)))}</pre>"
+        return findings + markup.preformatted(_tail(self))
 
 
 def _headline(d: Diagnosis) -> str:
