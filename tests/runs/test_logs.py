@@ -5,6 +5,7 @@ import os
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -15,10 +16,17 @@ from vaentropy.training import loop
 
 from ..loggers.wandb_files import of, read, rows
 
-CONFIG = RunConfig(
-    data="pca", held_out=0.98, model="vae2", latent_dim=3, hidden=(8, 6), epochs=4, batch_size=40, seed=4
-)
 STEPS = 10  # of an epoch
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Four epochs of ten steps."""
+    path = tmp_path_factory.mktemp("data") / "x.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(440, 3)))
+    return RunConfig(
+        data=str(path), held_out=1 / 11, model="vae2", latent_dim=2, hidden=(8, 6), epochs=4, batch_size=40, seed=4
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +63,8 @@ def cut_after(monkeypatch, steps):
     monkeypatch.setattr(loop, "training_step", step)
 
 
-def test_a_run_is_logged_into_its_folder_and_is_a_run_like_any_other(tmp_path, capfd):
-    run = train(CONFIG, out=tmp_path / "run", log=["tensorboard", "console"])
+def test_a_run_is_logged_into_its_folder_and_is_a_run_like_any_other(config, tmp_path, capfd):
+    run = train(config, out=tmp_path / "run", log=["tensorboard", "console"])
     assert of_history(run) == curve(run.folder)
     assert curve(run.folder, "train/kl") == [(run.history["step"][-1], pytest.approx(run.history.train.kl, rel=1e-6))]
     assert sorted(path.name for path in (run.folder / "logs").iterdir()) == ["tensorboard"]
@@ -69,14 +77,14 @@ def test_a_run_is_logged_into_its_folder_and_is_a_run_like_any_other(tmp_path, c
     assert of_history(further) == curve(further.folder)
 
 
-def test_nothing_is_logged_unless_asked(tmp_path, capfd):
-    run = train(replace(CONFIG, epochs=1), out=tmp_path / "run")
+def test_nothing_is_logged_unless_asked(config, tmp_path, capfd):
+    run = train(replace(config, epochs=1), out=tmp_path / "run")
     assert not (run.folder / "logs").exists() and capfd.readouterr().err == ""
 
 
-def test_a_resumed_run_has_every_step_once(tmp_path, monkeypatch):
+def test_a_resumed_run_has_every_step_once(config, tmp_path, monkeypatch):
     # A checkpoint within the third epoch: its row is written, and made once more.
-    config = replace(CONFIG, checkpoint_every=25)
+    config = replace(config, checkpoint_every=25)
     with monkeypatch.context() as patch:
         cut_after(patch, 3 * STEPS + 5)
         with pytest.raises(MemoryError):
@@ -97,48 +105,48 @@ def test_a_resumed_run_has_every_step_once(tmp_path, monkeypatch):
     assert curve(run.folder, "train/kl") == before and of_history(run) == curve(run.folder)
 
 
-def test_logs_go_with_the_run_that_is_overwritten(tmp_path, monkeypatch):
-    folder = train(CONFIG, out=tmp_path / "run", log=["tensorboard"]).folder
+def test_logs_go_with_the_run_that_is_overwritten(config, tmp_path, monkeypatch):
+    folder = train(config, out=tmp_path / "run", log=["tensorboard"]).folder
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     # In vain: they come back.
     with monkeypatch.context() as patch:
         cut_after(patch, 0)
         with pytest.raises(MemoryError):
-            train(CONFIG, out=folder, overwrite=True, log=["tensorboard"])
+            train(config, out=folder, overwrite=True, log=["tensorboard"])
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    again = train(replace(CONFIG, seed=1), out=folder, overwrite=True, log=["tensorboard"])
+    again = train(replace(config, seed=1), out=folder, overwrite=True, log=["tensorboard"])
     assert len(list((folder / "logs" / "tensorboard").iterdir())) == 1 and of_history(again) == curve(folder)
 
 
-def test_a_folder_of_logs_that_holds_something_else_stays(tmp_path):
-    folder = train(replace(CONFIG, epochs=1), out=tmp_path / "run").folder
+def test_a_folder_of_logs_that_holds_something_else_stays(config, tmp_path):
+    folder = train(replace(config, epochs=1), out=tmp_path / "run").folder
     (folder / "logs").mkdir()
     (folder / "logs" / "slurm.out").write_text("mine")
-    train(replace(CONFIG, epochs=1), out=folder, overwrite=True, log=["tensorboard"])
+    train(replace(config, epochs=1), out=folder, overwrite=True, log=["tensorboard"])
     assert (folder / "logs" / "slurm.out").read_text() == "mine"
     assert "logs" not in RunFolder(folder).own() and RunFolder(folder).own()[-1] == "config.yaml"
 
 
-def test_a_run_that_fails_before_its_first_epoch_leaves_no_logs(tmp_path):
-    config = replace(CONFIG, learning_rate=1e9, schedule="constant", epochs=30)
+def test_a_run_that_fails_before_its_first_epoch_leaves_no_logs(config, tmp_path):
+    config = replace(config, learning_rate=1e9, schedule="constant", epochs=30)
     with pytest.raises(TrainingError):
         train(config, out=tmp_path / "run", log=["tensorboard"])
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_not_installed_is_said_before_anything_is_done(tmp_path, monkeypatch, capfd):
+def test_what_is_not_installed_is_said_before_anything_is_done(config, tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(MissingExtraError, match="mlflow is not installed"):
-        train(CONFIG, out=tmp_path / "run", log=["console", "mlflow"])
-    assert main(["train", "pca", "--out", str(tmp_path / "run"), "--log", "mlflow"]) == 2
+        train(config, out=tmp_path / "run", log=["console", "mlflow"])
+    assert main(["train", config.data, "--out", str(tmp_path / "run"), "--log", "mlflow"]) == 2
     assert capfd.readouterr().err == "vaentropy: mlflow is not installed; run: pip install 'vaentropy[logging]'\n"
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_logs_and_resumes(tmp_path, capfd):
+def test_the_command_logs_and_resumes(config, tmp_path, capfd):
     where = str(tmp_path / "run")
-    options = ["--epochs", "2", "--hidden", "8", "--held-out", "0.98", "--json", "--log", "console,tensorboard"]
-    assert main(["train", "pca", "--out", where, *options]) == 0
+    options = ["--epochs", "2", "--hidden", "8", "--held-out", "0.2", "--json", "--log", "console,tensorboard"]
+    assert main(["train", config.data, "--out", where, *options]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["run"] == where and err.splitlines()[0].split()[:2] == ["epoch", "step"]
     assert main(["train", "--resume", where, "--log", "console", "--json"]) == 0
@@ -149,10 +157,10 @@ def test_the_command_logs_and_resumes(tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_mlflow_keeps_its_database_in_the_folder_and_the_run_goes_on(tmp_path, monkeypatch):
+def test_mlflow_keeps_its_database_in_the_folder_and_the_run_goes_on(config, tmp_path, monkeypatch):
     from mlflow import MlflowClient
 
-    config = replace(CONFIG, checkpoint_every=25)
+    config = replace(config, checkpoint_every=25)
     with monkeypatch.context() as patch:
         cut_after(patch, 3 * STEPS + 5)
         with pytest.raises(MemoryError):
@@ -161,6 +169,6 @@ def test_mlflow_keeps_its_database_in_the_folder_and_the_run_goes_on(tmp_path, m
     client = MlflowClient(f"sqlite:///{run.folder}/logs/mlflow.db")
     (logged,) = client.search_runs([client.get_experiment_by_name("vaentropy").experiment_id])
     assert (logged.info.run_name, logged.info.status) == ("run", "FINISHED")
-    assert logged.data.params["latent_dim"] == "3"
+    assert logged.data.params["latent_dim"] == "2"
     found = [(metric.step, metric.value) for metric in client.get_metric_history(logged.info.run_id, "running/elbo")]
     assert found == [(step, pytest.approx(elbo)) for step, elbo in of_history(run)]
