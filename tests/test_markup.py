@@ -54,6 +54,7 @@ def test_everything_is_escaped():
         markup.table([evil], [[evil]], caption=evil, texts=[0], sums=[0]),
         markup.paragraph(evil, evil),
         markup.listed([evil]),
+        markup.preformatted([evil]),
     ):
         assert "<script" not in page and Page(page).text.count(evil) >= 1
     assert Page(markup.table([evil], [[evil]], caption=evil)).rows == [[evil], [evil]]
@@ -86,7 +87,7 @@ def test_a_history_shows_its_last_rows_and_how_it_ended(history):
     assert [row[head.index("epoch")] for row in rows] == ["3", "4", "5", "6", "7"]
     assert [row[head.index("ELBO")] for row in rows] == [f"{x:.4f}" for x in history["running_elbo"][2:]]
     # Only the last epoch was evaluated.
-    assert [row[head.index("held-out ELBO")] for row in rows] == [*[""] * 4, f"{history.held_out.elbo:.4f}"]
+    assert [row[head.index("held out")] for row in rows] == [*[""] * 4, f"{history.held_out.elbo:.4f}"]
     assert "the last 5 of 7 epochs" in page.text and "stopped" not in page.text
     assert f"ELBO of the training data: {history.train.elbo:.4f} ± {history.train.stderr.elbo:.4f}" in page.text
     stopped = replace(history, stopped="<no better>")._repr_html_()

@@ -6,9 +6,13 @@ There are no colours and no style sheet, so that they look like the notebook tha
 import html
 from collections.abc import Collection, Iterable, Sequence
 
-__all__ = ["listed", "paragraph", "table"]
+__all__ = ["listed", "paragraph", "preformatted", "table"]
 
-RULE = "border-top:1px solid;"
+TABLE = "border-collapse:collapse;font-variant-numeric:tabular-nums"
+CAPTION = "text-align:left;white-space:nowrap"
+TEXT = "padding:0 .5em;text-align:left;vertical-align:top"
+NUMBER = "padding:0 .5em;text-align:right;vertical-align:top;white-space:nowrap"
+RULE = ";border-top:1px solid"
 
 
 def table(
@@ -30,16 +34,16 @@ def table(
     """
 
     def line(cells: Sequence[str], tag: str, scope: str = "", rule: str = "") -> str:
-        sides = ("left" if column in texts else "right" for column in range(len(cells)))
+        styles = (TEXT if column in texts else NUMBER for column in range(len(cells)))
         row = "".join(
-            f"<{tag}{scope} style='{rule}text-align:{side}'>{html.escape(cell)}</{tag}>"
-            for cell, side in zip(cells, sides, strict=True)
+            f"<{tag}{scope} style='{style}{rule}'>{html.escape(cell)}</{tag}>"
+            for cell, style in zip(cells, styles, strict=True)
         )
         return f"<tr>{row}</tr>"
 
     body = "".join(line(row, "td", rule=RULE if number in sums else "") for number, row in enumerate(rows))
-    top = f"<caption style='text-align:left'>{html.escape(caption)}</caption><thead>{line(head, 'th', ' scope=col')}"
-    return f"<table style='font-variant-numeric:tabular-nums'>{top}</thead><tbody>{body}</tbody></table>"
+    top = f"<caption style='{CAPTION}'>{html.escape(caption)}</caption><thead>{line(head, 'th', ' scope=col')}</thead>"
+    return f"<table style='{TABLE}'>{top}<tbody>{body}</tbody></table>"
 
 
 def paragraph(*lines: str) -> str:
@@ -51,3 +55,9 @@ def listed(texts: Iterable[str]) -> str:
     """A list of texts; nothing where there are none."""
     items = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
     return f"<ul>{items}</ul>" if items else ""
+
+
+def preformatted(lines: Iterable[str]) -> str:
+    """Lines of text in columns of their own."""
+    text = "\n".join(lines)
+    return f"<pre>{html.escape(text)}</pre>"

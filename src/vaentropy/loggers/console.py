@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import Any
 
 from vaentropy.checks import require_count
 from vaentropy.errors import printable
@@ -14,8 +14,9 @@ __all__ = ["Console"]
 
 # A header stands above so many lines, so that one is in sight.
 LINES_PER_HEADER = 20
-WIDTHS = {"epoch": 7, "step": 9, "running_elbo": 14, "running_entropy_sum": 14, "held_out_elbo": 15}
-WIDTH = 11
+# Together less than the 80 columns of a terminal.
+WIDTHS = {"epoch": 6, "step": 8, "running_entropy_sum": 13, "running_gap": 10, "learning_rate": 9, "seconds": 9}
+WIDTH = 12
 
 
 class Console(Logger):
@@ -37,7 +38,7 @@ class Console(Logger):
         self,
         *,
         every: int = 10,
-        stream: IO[str] | None = None,
+        stream: Any = None,
         name: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ):

@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -17,6 +17,7 @@ __all__ = ["PROJECT", "Logger", "Outcome", "folder_made", "metrics"]
 logger = logging.getLogger(__name__)
 
 Outcome = Literal["finished", "failed", "interrupted"]
+Own = TypeVar("Own", bound="Logger")
 
 # Under which the tools list runs, unless the environment names another.
 PROJECT = "vaentropy"
@@ -112,7 +113,8 @@ class Logger(ABC):
         if self._state in ("new", "closed"):
             raise UsageError(f"a row given to a {self} that is not open, expected it within: with {self}(...) as log:")
         self._last = row
-        self._try(lambda: self.row(row))
+        if self._state == "open":
+            self._try(lambda: self.row(row))
 
     def row(self, row: Row) -> None:
         """Write a row; all of its numbers unless a logger chooses."""
@@ -125,15 +127,17 @@ class Logger(ABC):
             UsageError: `history` is none.
         """
         require_instance("history", history, History, "a History, as fit returns it")
+        last = self._last
         # After no row, as of a finished training that was resumed, everything is there already.
-        if self._last is not None:
-            last = self._last
+        if last is not None and self._state == "open":
             self._try(lambda: self.end(history, last))
 
     def end(self, history: History, last: Row) -> None:
         """Write what the last row does not say of the evaluations after it."""
         evaluations = {"train": history.train, "held_out": history.held_out}
-        terms = {f"{name}/{term}": x for name, e in evaluations.items() if e for term, x in _terms(e).items()}
+        terms = {
+            f"{name}/{term}": x for name, e in evaluations.items() if e is not None for term, x in _terms(e).items()
+        }
         there = metrics(last)
         self.write(int(last["step"]), {name: x for name, x in terms.items() if name not in there})
 
@@ -143,19 +147,19 @@ class Logger(ABC):
         outcome: Outcome = "finished" if kind is None else "failed"
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             outcome = "interrupted"
+        # Even after a failure: a server that is back is told how it ended, and processes of the library end.
         self._try(lambda: self.close(outcome))
         self._state = "closed"
 
-    def _try(self, write: Any) -> None:
-        """Write, unless that failed before: hours of training do not end because a dashboard cannot be reached."""
-        if self._state == "broken":
-            return
+    def _try(self, write: Callable[[], None]) -> None:
+        """Write; hours of training do not end because a dashboard cannot be reached."""
         try:
             write()
         except Exception as error:  # whatever the library raises
+            if self._state != "broken":
+                reason = " ".join(str(error).split()) or type(error).__name__
+                logger.warning("%s takes no more: %s; training goes on, and its history has every row", self, reason)
             self._state = "broken"
-            reason = " ".join(str(error).split()) or type(error).__name__
-            logger.warning("%s takes no more: %s; training goes on, and its history has every row", self, reason)
 
     def __str__(self) -> str:
         return type(self).__name__

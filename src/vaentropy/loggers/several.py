@@ -12,6 +12,8 @@ from vaentropy.training.history import History, Row
 
 __all__ = ["PerModel", "Together"]
 
+Own = TypeVar("Own", bound="_Several")
+
 
 Own = TypeVar("Own", bound="_Several")
 

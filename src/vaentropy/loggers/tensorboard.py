@@ -85,5 +85,5 @@ class TensorBoard(Logger):
         self._writer.close()
 
 
-def _plain(value: Any) -> bool | float | str:
+def _plain(value: Any) -> bool | int | float | str:
     return value if isinstance(value, bool | int | float | str) else str(value)

@@ -13,8 +13,6 @@ from vaentropy.loggers.logger import PROJECT, Logger, Outcome, folder_made
 
 __all__ = ["WandB"]
 
-# Any of these in the environment says that the user wants W&B's own way of deciding whether to send.
-ASKS_TO_SEND = ("WANDB_MODE", "WANDB_API_KEY")
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -65,7 +63,8 @@ class WandB(Logger):
         Raises:
             UsageError: W&B refuses, say because its server does not know the key.
         """
-        asked = any(name in os.environ for name in ASKS_TO_SEND)
+        # Named, since W&B looks into the environment but once in a process. None: as it does by itself.
+        mode: Any = os.environ.get("WANDB_MODE") or (None if "WANDB_API_KEY" in os.environ else "offline")
         folder = folder_made(os.environ.get("WANDB_DIR") or self.folder)
         try:
             self._run = self._wandb.init(
@@ -74,9 +73,9 @@ class WandB(Logger):
                 id=self.run_id,
                 name=self.name,
                 config=self.settings,
-                mode=None if asked else "offline",
-                # Files of a run that goes on are sent one by one, under the same id.
-                resume="allow" if asked and self._goes_on else None,
+                mode=mode,
+                # Offline a run that goes on is a further folder, with the same id.
+                resume="allow" if mode != "offline" and self._goes_on else None,
                 reinit="create_new",
                 settings=self._wandb.Settings(console="off", silent=True),
             )

@@ -55,7 +55,7 @@ def require_logs(names: Any) -> None:
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise UsageError(f"log={shown(names)} given, {expected}, in a list")
     for name in names:
-        if name not in makers:
+        if not isinstance(name, str) or name not in makers:
             raise UsageError(f"log {shown(name)} given, {expected}; {nearest(name, makers)}".rstrip("; "))
         makers[name]()
 

@@ -20,7 +20,7 @@ TABLE = {
     "running_elbo": "ELBO",
     "running_entropy_sum": "entropy sum",
     "running_gap": "gap",
-    "held_out_elbo": "held-out ELBO",
+    "held_out_elbo": "held out",
     "learning_rate": "rate",
     "seconds": "seconds",
 }
