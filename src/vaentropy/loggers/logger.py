@@ -51,10 +51,6 @@ def _metric(column: str) -> str:
     return column if column == "epoch" else f"{OTHER}/{column}"
 
 
-# Not typing.Self, which type checks at run time cannot follow.
-Own = TypeVar("Own", bound="Logger")
-
-
 class Logger(ABC):
     """Writes the rows of one training somewhere; a context manager that is given to `fit` as `on_epoch`.
 

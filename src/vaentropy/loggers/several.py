@@ -15,9 +15,6 @@ __all__ = ["PerModel", "Together"]
 Own = TypeVar("Own", bound="_Several")
 
 
-Own = TypeVar("Own", bound="_Several")
-
-
 class _Several:
     """Loggers that begin and end together.
 
