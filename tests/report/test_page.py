@@ -11,6 +11,8 @@ import pytest
 from vaentropy.errors import DataError, UsageError
 from vaentropy.runs import diagnose_run, report_run
 
+from .conftest import NAMES
+
 MOST_BYTES = 3_000_000
 
 

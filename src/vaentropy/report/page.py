@@ -1,5 +1,7 @@
 """`render`: subjects to the text of an HTML page."""
 
+import base64
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -10,6 +12,7 @@ import numpy as np
 
 from vaentropy import __version__, ledger
 from vaentropy.errors import MissingExtraError, UsageError
+from vaentropy.files import to_json
 from vaentropy.report import pictures, tables
 from vaentropy.report.subject import Subject
 from vaentropy.training import History
@@ -27,8 +30,6 @@ GENERATOR = "vaentropy report"
 MOST_POINTS = 1000
 # Significant digits of these.
 DIGITS = 5
-# Of more runs than these a page has no room for all figures.
-FEW_RUNS = 1
 CURVES = {
     "ELBO": "running_elbo",
     "entropy sum": "running_entropy_sum",
@@ -50,28 +51,22 @@ def render(subjects: Sequence[Subject]) -> str:
     if not subjects:
         raise UsageError("no runs given to report on, expected one or more")
     several = len(subjects) > 1
-    replicates = several and tables.differing(subjects) == ("seed",)
-    overview = {
-        "tables": [table for table in (tables.compared(subjects), tables.settings_compared(subjects)) if table],
-        "pictures": pictures.of_runs(subjects, replicates=replicates),
-        "replicates": replicates,
-    }
-    runs = [
-        _run(subject, f"r{number}", all_of_them=len(subjects) <= FEW_RUNS) for number, subject in enumerate(subjects)
-    ]
+    # Where there are several, a page has no room for all figures of each.
+    runs = [_run(subject, f"r{number}", all_of_them=not several) for number, subject in enumerate(subjects)]
     data = {
         "curves": [_curves(subject) for subject in subjects],
         "latents": [_cloud(subject) for subject in subjects],
     }
     return _template().render(
         title=subjects[0].name if not several else f"{len(subjects)} runs",
-        several=several,
-        overview=overview if several else None,
+        overview=_overview(subjects) if several else None,
         runs=runs,
         data=data,
         generator=f"{GENERATOR} {__version__}",
         style=_asset("report.css"),
         script=_asset("report.js"),
+        # The browser runs this script and no other, whatever else may get into the page.
+        allowed=base64.b64encode(hashlib.sha256(_asset("report.js").encode()).digest()).decode(),
     )
 
 
@@ -88,6 +83,17 @@ def _template() -> jinja2.Template:
     return environment.from_string(_asset("report.html.j2"))
 
 
+def _overview(subjects: Sequence[Subject]) -> dict[str, Any]:
+    """What the template needs of several runs."""
+    replicates = tables.differing(subjects) == ("seed",)
+    found = (tables.compared(subjects), tables.settings_compared(subjects))
+    return {
+        "tables": [table for table in found if table],
+        "pictures": pictures.of_runs(subjects, replicates=replicates),
+        "replicates": replicates,
+    }
+
+
 def _run(subject: Subject, prefix: str, *, all_of_them: bool) -> dict[str, Any]:
     """What the template needs of one run."""
     d = subject.diagnosis
@@ -98,6 +104,7 @@ def _run(subject: Subject, prefix: str, *, all_of_them: bool) -> dict[str, Any]:
         "prefix": prefix,
         "name": subject.name,
         "description": subject.description,
+        "key_numbers": tables.key_numbers(subject),
         "headline": d.headline,
         "clean": d.clean,
         "findings": d.findings,
@@ -112,7 +119,8 @@ def _run(subject: Subject, prefix: str, *, all_of_them: bool) -> dict[str, Any]:
         "tables": [
             table for table in (tables.latents(subject), tables.features(subject), tables.history(subject)) if table
         ],
-        "settings": _texts(subject.settings),
+        # As YAML, which JSON is a part of.
+        "settings": "\n".join(f"{name}: {to_json(value)}" for name, value in subject.settings.items()),
         "environment": _texts(subject.environment),
     }
 
@@ -128,9 +136,7 @@ def _texts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             texts += [(f"{name}: {inner}", text) for inner, text in _texts(value)]
         else:
-            texts.append(
-                (name, str(tables.as_cell(tables.plain_text(value)).text if not isinstance(value, float) else value))
-            )
+            texts.append((name, tables.as_cell(tables.plain_text(value)).text))
     return texts
 
 
@@ -169,7 +175,6 @@ def _cloud(subject: Subject) -> dict[str, Any] | None:
         "latents": chosen,
         "means": [[_rounded(value) for value in column] for column in means.T.tolist()],
         "labels": labels,
-        "traversed": [[_rounded(value) for value in row] for row in view.traversed.tolist()],
     }
 
 

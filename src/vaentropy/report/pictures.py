@@ -118,7 +118,7 @@ def of_subject(subject: Subject, prefix: str, *, all_of_them: bool) -> dict[str,
             (
                 "reconstructions",
                 "Data and their reconstructions",
-                f"{len(view)} of {view.num_points:,} data points were looked at; reconstructed with a mean squared "
+                f"{len(view):,} of {view.num_points:,} data points were looked at; reconstructed with a mean squared "
                 f"error of {_squared_error(subject)} per feature.",
                 lambda: figures.plot_reconstructions(view, shape=shape),
             ),
@@ -166,7 +166,7 @@ def of_subject(subject: Subject, prefix: str, *, all_of_them: bool) -> dict[str,
             (
                 "samples",
                 "Samples from the prior, beside data",
-                f"{len(view.samples)} means of p(x|z) at draws of z from the prior, some of them shown.",
+                f"{len(view.samples):,} means of p(x|z) at draws of z from the prior, some of them shown.",
                 lambda: figures.plot_samples(view, shape=shape),
             ),
             (

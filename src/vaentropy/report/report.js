@@ -350,9 +350,9 @@
         chart.append(drawn("line", { class: "grid", x1: MARGIN, x2: SIDE - 10, y1: y(tick), y2: y(tick) }));
         chart.append(drawn("text", { x: MARGIN - 6, y: y(tick) + 4, "text-anchor": "end" }, format(tick)));
       }
-      const names2 = [cloud.latents[first], cloud.latents[second]];
-      chart.append(drawn("text", { x: SIDE / 2, y: SIDE - 8, "text-anchor": "middle" }, `mean of latent ${names2[0]}`));
-      chart.append(drawn("text", { transform: `translate(12 ${SIDE / 2}) rotate(-90)`, "text-anchor": "middle" }, `mean of latent ${names2[1]}`));
+      const chosen = [cloud.latents[first], cloud.latents[second]];
+      chart.append(drawn("text", { x: SIDE / 2, y: SIDE - 8, "text-anchor": "middle" }, `mean of latent ${chosen[0]}`));
+      chart.append(drawn("text", { transform: `translate(12 ${SIDE / 2}) rotate(-90)`, "text-anchor": "middle" }, `mean of latent ${chosen[1]}`));
       const pairs = [];
       xs.forEach((value, i) => {
         if (value === null || ys[i] === null) return;
@@ -360,7 +360,9 @@
         const place = coloured ? names.indexOf(cloud.labels[i]) : 0;
         chart.append(mark(place, x(value), y(ys[i]), 2.5));
       });
-      const text = `Posterior means of ${pairs.length} data points in latents ${names2[0]} and ${names2[1]}, correlation ${format(correlation(pairs))}`;
+      const rows = [...document.querySelectorAll(`#r${box.dataset.run}-latents tbody tr`)];
+      rows.forEach((row) => row.classList.toggle("chosen", chosen.includes(Number(row.cells[0].textContent))));
+      const text = `Posterior means of ${pairs.length} data points in latents ${chosen[0]} and ${chosen[1]}, correlation ${format(correlation(pairs))}`;
       chart.setAttribute("aria-label", text);
       said.textContent = `${text}.`;
     }

@@ -11,7 +11,7 @@ from vaentropy import ledger
 from vaentropy.report.subject import Subject
 from vaentropy.results import Evaluation
 
-__all__ = ["Cell", "Table", "compared", "differing", "features", "history", "latents", "terms"]
+__all__ = ["Cell", "Table", "compared", "differing", "features", "history", "key_numbers", "latents", "terms"]
 
 # What stands for a number that there is not.
 NONE = "–"
@@ -148,6 +148,19 @@ def history(subject: Subject) -> Table | None:
     some = "" if len(chosen) == len(rows) else f", {len(chosen)} of {len(rows):,} epochs"
     columns = {names[key]: [rows[i].get(key) for i in chosen] for key in there}
     return _table("history", f"Training{some}; nats per data point", columns)
+
+
+def key_numbers(subject: Subject) -> list[tuple[str, str, str]]:
+    """What one looks for first: a name, a number, and what goes with it."""
+    e, held_out, found = subject.train, subject.held_out, subject.diagnosis.latents
+    errors = f"± {ledger.error(e.stderr.elbo)}"
+    numbers = [("ELBO", ledger.number(e.elbo), errors), ("entropy sum", ledger.number(e.entropy_sum), "")]
+    numbers.append(("relative gap", f"{e.relative_gap:.1e}", "of the ELBO"))
+    if held_out is not None:
+        numbers.append(("held-out ELBO", ledger.number(held_out.elbo), f"± {ledger.error(held_out.stderr.elbo)}"))
+    if found is not None:
+        numbers.append(("latents in use", str(len(found) - len(found.which("collapsed"))), f"of {len(found)}"))
+    return numbers
 
 
 def compared(subjects: Sequence[Subject]) -> Table:
