@@ -34,7 +34,7 @@ def train(
     out: str | None,
     overwrite: bool,
     log: tuple[str, ...] | None,
-    report: bool | None,
+    report: bool,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -61,7 +61,7 @@ def train(
     _show(run, as_json, report, data_folder)
 
 
-def _show(run: Any, as_json: bool, report: bool | None, data_folder: str | None = None) -> None:
+def _show(run: Any, as_json: bool, report: bool, data_folder: str | None) -> None:
     """What came of a training, and its report."""
     from vaentropy.files import to_json
 
@@ -70,7 +70,7 @@ def _show(run: Any, as_json: bool, report: bool | None, data_folder: str | None 
         result = {"run": str(run.folder), "data": run.description, **evaluation.to_dict(vectors=False)}
         result["held_out"] = None if held_out is None else held_out.to_dict(vectors=False)
         result |= {"seconds": run.seconds, "remarks": run.remarks}
-        click.echo(to_json({**result, "report": _report(run, report, data_folder)}))
+        click.echo(to_json({**result, "report": _report(run, data_folder) if report else None}))
         return
     click.echo(f"{run.config.model} trained on {run.config.data} ({run.description})\n")
     click.echo(evaluation)
@@ -83,23 +83,20 @@ def _show(run: Any, as_json: bool, report: bool | None, data_folder: str | None 
     for remark in run.remarks:
         click.echo(remark)
     click.echo(f"\nRun in {run.folder}, {run.seconds:.1f} s", err=True)
-    if path := _report(run, report, data_folder):
+    if report and (path := _report(run, data_folder)):
         click.echo(f"Report in {path}", err=True)
 
 
-def _report(run: Any, wanted: bool | None, data_folder: str | None) -> str | None:
-    """The report at the end of a training, whose run is there already: what goes wrong here is a line, no failure."""
-    from vaentropy.errors import MissingExtraError, VaentropyError
+def _report(run: Any, data_folder: str | None) -> str | None:
+    """The report at the end of a training, or a line that says why there is none: the run itself is finished."""
+    from vaentropy.errors import VaentropyError, printable
     from vaentropy.runs import report_run
 
-    if wanted is False:
-        return None
     try:
         return str(report_run(run.folder, data_folder=data_folder))
-    except (VaentropyError, OSError) as error:
-        # Whoever has not installed what draws it has not asked for it.
-        if wanted or not isinstance(error, MissingExtraError):
-            click.echo(f"No report: {error}", err=True)
+    except Exception as error:  # whatever it is, memory of a GPU included
+        kind = "" if isinstance(error, VaentropyError | OSError) else f"{type(error).__name__}: "
+        click.echo(f"No report: {kind}{printable(' '.join(str(error).split()))}", err=True)
         return None
 
 
@@ -110,13 +107,16 @@ def _report(run: Any, wanted: bool | None, data_folder: str | None) -> str | Non
 @click.option("--num-samples", type=int, help="Draws of z per point; default: as after the training.")
 @options.device
 @click.option("--overwrite", is_flag=True, help="Replace a file that is no report.")
-def report(runs: tuple[str, ...], out: str | None, num_samples: int | None, **given: Any) -> None:
+@options.as_json
+def report(runs: tuple[str, ...], out: str | None, num_samples: int | None, as_json: bool, **given: Any) -> None:
     """Write one HTML page about RUN: diagnosis, figures, tables, settings; or about several beside each other."""
     from vaentropy.expectation import MonteCarlo
+    from vaentropy.files import to_json
     from vaentropy.runs import report_run
 
     expectation = None if num_samples is None else MonteCarlo(num_samples)
-    click.echo(report_run(runs, out=out, expectation=expectation, **given))
+    path = report_run(runs, out=out, expectation=expectation, **given)
+    click.echo(to_json({"runs": runs, "report": str(path)}) if as_json else path)
 
 
 @vaentropy.command()
@@ -259,7 +259,7 @@ def continue_(
     out: str | None,
     overwrite: bool,
     log: tuple[str, ...] | None,
-    report: bool | None,
+    report: bool,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -270,7 +270,8 @@ def continue_(
     from vaentropy.runs import continue_run
 
     chosen = {name: value for name, value in given.items() if value is not None}
-    _show(continue_run(run, out=out, overwrite=overwrite, log=log or (), **chosen), as_json, report)
+    done = continue_run(run, out=out, overwrite=overwrite, log=log or (), **chosen)
+    _show(done, as_json, report, given["data_folder"])
 
 
 def _target(out: str, as_json: bool, data: str | None = None) -> str | None:

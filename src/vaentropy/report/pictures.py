@@ -202,10 +202,10 @@ def _drawn(drawings: Sequence[Drawing], prefix: str) -> list[Picture]:
 
 
 def _training(history: History) -> str:
-    last = history.rows[-1]
+    last, count = history.rows[-1], len(history)
     text = (
-        f"After {len(history):,} epochs the running ELBO is {number(last['running_elbo'])} and the entropy sum "
-        f"{number(last['running_entropy_sum'])}, a gap of {number(last['running_gap'])} nats per data point"
+        f"After {count:,} epoch{'' if count == 1 else 's'} the running ELBO is {number(last['running_elbo'])} and the "
+        f"entropy sum {number(last['running_entropy_sum'])}, a gap of {number(last['running_gap'])} nats per data point"
     )
     return f"{text}; held out, the ELBO is {number(last['held_out_elbo'])}." if "held_out_elbo" in last else f"{text}."
 

@@ -31,9 +31,15 @@
 
   // --- Tables --------------------------------------------------------------------------------------------------------
 
+  // What a cell is sorted by, as Python writes numbers; NaN where it holds none.
+  function keyOf(cell) {
+    const key = cell.dataset.key;
+    return key === undefined ? NaN : Number(key.replace("inf", "Infinity"));
+  }
+
   // Numbers before texts, missing values last whichever way.
   function compare(a, b, sign) {
-    const numbers = [a, b].map((cell) => (cell.dataset.key === undefined ? NaN : Number(cell.dataset.key)));
+    const numbers = [keyOf(a), keyOf(b)];
     const known = numbers.map((number) => !Number.isNaN(number));
     if (known[0] && known[1]) return sign * (numbers[0] - numbers[1]) || 0;
     if (known[0] !== known[1]) return known[0] ? -1 : 1;
@@ -90,7 +96,8 @@
 
   // --- Curves --------------------------------------------------------------------------------------------------------
 
-  const WIDTH = 720;
+  const WIDEST = 720;
+  const NARROWEST = 320;
   const LEFT = 64;
   const RIGHT = 12;
   const PANELS = [
@@ -136,6 +143,8 @@
     const lines = looks(runs);
     const epochs = [...new Set(lines.flatMap((line) => line.epochs))].sort((a, b) => a - b);
     if (epochs.length < 2) return;
+    // As wide as there is room, so that its text has the size of the page's.
+    const WIDTH = Math.min(WIDEST, Math.max(NARROWEST, box.clientWidth));
     const whole = [epochs[0], epochs[epochs.length - 1]];
     // The first epochs, of a model that knows nothing yet, would flatten all others.
     let shown = [whole[0] + 0.1 * (whole[1] - whole[0]), whole[1]];
@@ -195,7 +204,7 @@
 
     function draw() {
       chart.replaceChildren();
-      for (const tick of steps(shown[0], shown[1], 7)) {
+      for (const tick of steps(shown[0], shown[1], Math.round(WIDTH / 100))) {
         chart.append(drawn("line", { class: "grid", x1: x(tick), x2: x(tick), y1: PANELS[0].top, y2: HEIGHT - 40 }));
         chart.append(drawn("text", { x: x(tick), y: HEIGHT - 22, "text-anchor": "middle" }, format(tick)));
       }

@@ -48,6 +48,15 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     sortable: bool = True
 
+    @property
+    def texts(self) -> tuple[int, ...]:
+        """Columns of text, which stand to the left; numbers stand to the right."""
+
+        def is_text(cell: Cell) -> bool:
+            return cell.key is None and cell.text != NONE
+
+        return tuple(i for i in range(len(self.columns)) if any(is_text(row[i]) for row in self.rows))
+
 
 def as_cell(value: Any) -> Cell:
     """A cell of a number, a text or nothing."""
@@ -70,10 +79,15 @@ def _table(name: str, caption: str, columns: Mapping[str, Iterable[Any]], **how:
     return Table(name, caption, tuple(columns), rows, **how)
 
 
+def _error(error: float | None) -> Cell:
+    known = error is not None and not math.isnan(error)
+    return Cell(ledger.error(error), error) if known else Cell(NONE)
+
+
 def terms(e: Evaluation, name: str, what: str) -> Table:
     """The ledger: every line adds up, to the printed digit."""
     rows = [
-        [Cell(line), Cell(ledger.number(value)), Cell(ledger.error(mc)), Cell(ledger.error(stderr))]
+        [Cell(line), Cell(ledger.number(value), value), _error(mc), _error(stderr)]
         for line, value, mc, stderr in ledger.lines(e)
     ]
     caption = f"Terms of the ELBO, {what}: nats per data point, {e.num_points:,} data points"
