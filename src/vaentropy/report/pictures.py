@@ -73,7 +73,7 @@ def of_runs(subjects: Sequence[Subject], *, replicates: bool) -> list[Picture]:
     histories, names = [subject.history for subject in trained], [subject.name for subject in trained]
     labels = None if replicates else names
     title = "Training of all replicates" if replicates else "Training of all runs"
-    described = "; ".join(f"{name}: {_training(history)}" for name, history in zip(names, histories, strict=True))
+    described = "; ".join(f"{name}: {_training(history)}" for name, history in zip(names, histories, strict=True)) + "."
     return _drawn([("training", title, described, lambda: figures.plot_training(histories, labels=labels))], "all")
 
 
@@ -103,7 +103,7 @@ def of_subject(subject: Subject, prefix: str, *, all_of_them: bool) -> dict[str,
             (
                 "training",
                 "ELBO and entropy sum over the training",
-                _training(history),
+                f"{_training(history)}.",
                 lambda: figures.plot_training(history),
             ),
             (
@@ -207,7 +207,7 @@ def _training(history: History) -> str:
         f"After {count:,} epoch{'' if count == 1 else 's'} the running ELBO is {number(last['running_elbo'])} and the "
         f"entropy sum {number(last['running_entropy_sum'])}, a gap of {number(last['running_gap'])} nats per data point"
     )
-    return f"{text}; held out, the ELBO is {number(last['held_out_elbo'])}." if "held_out_elbo" in last else f"{text}."
+    return f"{text}; held out, the ELBO is {number(last['held_out_elbo'])}" if "held_out_elbo" in last else text
 
 
 def _latents(subject: Subject) -> str:

@@ -5,7 +5,8 @@
 
   const data = JSON.parse(document.getElementById("data").textContent);
   const COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"];
-  const DASHES = ["", "7 3", "2 2", "7 2 2 2"];
+  const DASHES = ["", "7 3", "7 2 2 2", "12 3 2 3"];
+  const HELD_OUT_DASHES = "2 2";
   const SVG = "http://www.w3.org/2000/svg";
   let ids = 0;
 
@@ -26,7 +27,8 @@
   function format(value) {
     if (value === null || value === undefined) return "–";
     const size = Math.abs(value);
-    return size !== 0 && (size >= 1e6 || size < 1e-3) ? String(+value.toPrecision(3)).replace("e+", "e") : String(+value.toPrecision(5));
+    if (size === 0 || (size < 1e6 && size >= 1e-3)) return String(+value.toPrecision(5));
+    return value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e");
   }
 
   // --- Tables --------------------------------------------------------------------------------------------------------
@@ -120,7 +122,7 @@
             panel, epochs, values, heldOut,
             name: own ? name : `${run.name}, ${name}`,
             colour: COLOURS[look % COLOURS.length],
-            dash: heldOut ? DASHES[2] : own ? DASHES[look % DASHES.length] : DASHES[number % DASHES.length],
+            dash: heldOut ? HELD_OUT_DASHES : own ? DASHES[look % DASHES.length] : DASHES[number % DASHES.length],
           });
         });
       }
