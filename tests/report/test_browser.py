@@ -41,7 +41,7 @@ class Opened:
         return getattr(self.tab, name)
 
 
-@pytest.fixture(params=["page", "comparison"])
+@pytest.fixture(params=["page", pytest.param("comparison", marks=pytest.mark.slow)])
 def path(request):
     return request.getfixturevalue(request.param)
 
@@ -67,8 +67,13 @@ def test_it_is_quiet_asks_for_nothing_and_fits(browser, path, width):
     opened.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (390, "dark"),
+        *(pytest.param(*how, marks=pytest.mark.slow) for how in ((390, "light"), (1280, "light"), (1280, "dark"))),
+    ],
+)
 def test_axe_finds_nothing(browser, path, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
@@ -193,6 +198,22 @@ def test_without_scripts_it_is_complete(browser, page):
     assert tab.locator(".curves figure").first.is_visible()
     assert tab.locator("table.sortable").count() >= 2 and tab.locator(".findings > li").count() >= 1
     context.close()
+
+
+@pytest.mark.slow
+def test_runs_are_compared(browser, comparison):
+    opened = Opened(browser, comparison)
+    chart = opened.locator(".curves[data-run=all] .chart")
+    chart.focus()
+    opened.keyboard.press("End")
+    said = opened.locator(".curves[data-run=all] .readout").text_content()
+    assert said.startswith("Epoch 12: ") and said.count(", ELBO ") == 3
+    # The band of the quartiles stays beside.
+    assert opened.locator(".curves[data-run=all] figure").is_visible()
+    opened.locator("#all-results thead th").nth(1).locator("button").click()
+    elbos = [float(text) for text in column(opened, "all-results", 2)]
+    assert elbos == sorted(elbos)
+    opened.close()
 
 
 @pytest.mark.slow

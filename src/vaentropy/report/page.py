@@ -22,10 +22,8 @@ try:
 except ImportError:
     raise MissingExtraError("jinja2", "report") from None
 
-__all__ = ["GENERATOR", "render"]
+__all__ = ["render"]
 
-# How a page says that it is one of ours.
-GENERATOR = "vaentropy report"
 # Points of a curve, and of a cloud, that the page's script is given.
 MOST_POINTS = 1000
 # Significant digits of these.
@@ -62,7 +60,7 @@ def render(subjects: Sequence[Subject]) -> str:
         overview=_overview(subjects) if several else None,
         runs=runs,
         data=data,
-        generator=f"{GENERATOR} {__version__}",
+        version=__version__,
         style=_asset("report.css"),
         script=_asset("report.js"),
         # The browser runs this script and no other, whatever else may get into the page.

@@ -38,14 +38,15 @@ from vaentropy.training import Checkpoints
 from vaentropy.training.checkpoint import parse_row
 from vaentropy.training.history import Row
 
-__all__ = ["SCHEMA_VERSION", "RunFolder"]
+__all__ = ["REPORT", "SCHEMA_VERSION", "RunFolder", "is_report"]
 
 SCHEMA_VERSION = 2
 # Of the scale: sums in another order differ by rounding.
 SCALING_TOLERANCE = 1e-6
 LOCK = ".lock"
 INITIAL = "initial.safetensors"
-REPORT = "report.html"
+# A file of this name may also be the user's own: ours says at its beginning, of so many bytes, what made it.
+REPORT, REPORT_MARK, REPORT_BEGINNING = "report.html", b"vaentropy report", 1000
 FILES = (
     "config.yaml",
     "manifest.json",
@@ -60,6 +61,14 @@ FILES = (
 LOGS, LOG_IDS = "logs", "runs.json"
 LOG_FILES = {"tensorboard", "wandb", "mlflow.db", "mlflow.db-journal", "mlartifacts", LOG_IDS}
 FOLDERS = ("checkpoints", LOGS)
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a report that vaentropy has made."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return REPORT_MARK in file.read(REPORT_BEGINNING)
 
 
 class RunFolder:
@@ -141,6 +150,8 @@ class RunFolder:
         logs = self.file(LOGS)
         if LOGS in there and not (logs.is_dir() and {path.name for path in logs.iterdir()} <= LOG_FILES):
             there.remove(LOGS)
+        if REPORT in there and not is_report(self.file(REPORT)):
+            there.remove(REPORT)
         return there
 
     def _missing(self, name: str) -> DataError:

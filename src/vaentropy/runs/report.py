@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from vaentropy.checks import require_instance, require_path
 from vaentropy.errors import UnsupportedError, UsageError
 from vaentropy.expectation import Expectation
-from vaentropy.files import read_text, write_text
+from vaentropy.files import write_text
 from vaentropy.runs.diagnose import diagnosed
-from vaentropy.runs.folder import REPORT, RunFolder
+from vaentropy.runs.folder import REPORT, RunFolder, is_report
 from vaentropy.training import History
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ __all__ = ["report_run"]
 
 # Data sets whose points are images that are stored flat.
 FLAT_IMAGES = {"digits": (8, 8), "mnist": (28, 28), "fashion-mnist": (28, 28)}
-# Characters of a file in which it has to say what made it.
-BEGINNING = 1000
 
 
 def report_run(
@@ -52,7 +50,7 @@ def report_run(
         MissingExtraError: matplotlib or jinja2 is not installed.
         VaentropyError: a run or its data cannot be used, or the file holds something else than a report.
     """
-    folders = [runs] if isinstance(runs, str | Path) else list(runs)
+    folders = list(runs) if isinstance(runs, list | tuple) else [runs]
     if not folders:
         raise UsageError("no runs given to report on, expected one or more folders of finished runs")
     if expectation is not None:
@@ -69,8 +67,6 @@ def report_run(
 
 def _room(folders: Sequence[str | Path], out: str | Path | None, *, overwrite: bool) -> Path:
     """Where to write, before any work is done."""
-    from vaentropy.report.page import GENERATOR
-
     for folder in folders:
         # A run, finished or not: what is no run gets no file.
         RunFolder(folder).config()
@@ -81,7 +77,7 @@ def _room(folders: Sequence[str | Path], out: str | Path | None, *, overwrite: b
     if path.is_dir() or not path.parent.is_dir():
         reason = "is a folder" if path.is_dir() else f"given to write to, but there is no folder {path.parent}"
         raise UsageError(f"{path} {reason}; name a file with --out")
-    if path.exists() and not overwrite and GENERATOR not in read_text(path)[:BEGINNING]:
+    if path.exists() and not overwrite and not is_report(path):
         how = "name another file with --out, or replace it with --overwrite"
         raise UsageError(f"{path} exists and is no report; {how}")
     return path
@@ -92,18 +88,10 @@ def _subject(run: str | Path, **how: Any) -> "Subject":
     from vaentropy.report import Subject
 
     folder, config, model, data, diagnosis = diagnosed(run, **how)
-    manifest = folder.manifest()
+    options: dict[str, Any] = {"labels": data.train_labels, "columns": data.columns, "scaling": data.scaling}
     view, without_view = None, ""
-    labels = data.train_labels
     try:
-        view = look(
-            model,
-            data.train,
-            labels=labels,
-            columns=data.columns,
-            scaling=data.scaling,
-            missing=config.missing,  # type: ignore[arg-type]
-        )
+        view = look(model, data.train, missing=config.missing, **options)  # type: ignore[arg-type]
     except UnsupportedError as error:
         without_view = f"No pictures of the model: {error}."
     return Subject(
@@ -113,7 +101,7 @@ def _subject(run: str | Path, **how: Any) -> "Subject":
         history=History(folder.history()),
         view=view,
         settings=config.to_dict(),
-        environment=manifest,
+        environment=folder.manifest(),
         columns=data.columns,
         shape=FLAT_IMAGES.get(config.data) if len(data.data_shape) == 1 else None,
         without_view=without_view,
