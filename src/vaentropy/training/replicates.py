@@ -370,7 +370,7 @@ class _Together:
         sums = self.stack.step(
             batch,
             torch.stack([each.noise for each in nodes]),
-            None if nodes[0].uniform else nodes[0].weights,
+            nodes[0].step_weights,
             observed=observed,
             beta=leader.beta_at(done),
             adapt=settings.adapt(rows.shape[1]),

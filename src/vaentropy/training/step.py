@@ -86,9 +86,8 @@ def training_step(
     for parameter in _parameters(optimizer):
         # What optimizer.zero_grad() does, in a tenth of its time.
         parameter.grad = None
-    weights = None if nodes.uniform else nodes.weights
     options = {"observed": observed, "beta": beta, "adapt": adapt, "precision": precision}
-    loss, sums = objective(model, x, nodes.noise, weights, **options)
+    loss, sums = objective(model, x, nodes.noise, nodes.step_weights, **options)
     loss.backward()
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(_parameters(optimizer), clip_norm)
