@@ -26,7 +26,7 @@ from vaentropy.training.interruption import Interrupted, Interruption
 from vaentropy.training.schedules import CYCLE_RISE, LEARNING_RATES, as_schedule
 from vaentropy.training.settings import Settings, require_same
 from vaentropy.training.state import Snapshot, TrainingState
-from vaentropy.training.step import Objective, RunningSums, objective, training_step
+from vaentropy.training.step import Gradients, RunningSums, gradients, training_step
 
 __all__ = ["Loop"]
 
@@ -76,7 +76,7 @@ class Loop:
         self.num_steps = self.settings.epochs * len(self.data)
         # An epoch of large data may take an hour; a step of small ones takes less than to draw the bar.
         self.show_every = max(MIN_STEPS_SHOWN, self.num_steps // 1000)
-        self.objective = self._objective()
+        self.gradients = self._gradients()
         self.on_divergence: Callable[[float], None] = self._roll_back
         self.epoch_start = self.state.snapshot()
         self.best: Snapshot | None = None
@@ -85,12 +85,12 @@ class Loop:
         # What a checkpoint has to have been made under.
         self.circumstances = {**self.settings.describe(), **self.data.describe()} if self.checkpoints else {}
 
-    def _objective(self) -> Objective:
+    def _gradients(self) -> Gradients:
         compiled = self.settings.compile
         if compiled is None:
             # Measured on the CPU alone.
             compiled = self.num_steps >= COMPILING_PAYS and self.state.noise.device.type == "cpu"
-        return Compiled() if compiled else objective
+        return Compiled() if compiled else gradients
 
     def begin(self, *, resume: bool) -> None:
         """Go to the newest checkpoint, or write the first one.
@@ -194,7 +194,7 @@ class Loop:
             adapt=settings.adapt(len(batch)),
             clip_norm=settings.clip_norm,
             precision=settings.precision,  # type: ignore[arg-type]  # checked by Settings
-            objective=self.objective,
+            gradients=self.gradients,
         )
         state.sums.add(sums, len(batch))
         progress.step += 1
