@@ -9,7 +9,7 @@ from vaentropy._typing import Tensor
 if TYPE_CHECKING:
     from vaentropy.results import Evaluation, Terms
 
-__all__ = ["add_up", "number", "render", "size", "table"]
+__all__ = ["add_up", "lines", "number", "render", "size", "table"]
 
 DIGITS = 4
 # Rounding leaves errors of about 1e-17 on terms that are the same for all points.
@@ -60,7 +60,8 @@ def table(lines: Sequence[Line]) -> list[str]:
     return text
 
 
-def _lines(e: "Evaluation") -> list[Line]:
+def lines(e: "Evaluation") -> list[Line]:
+    """The lines of the ledger; the values add up to the printed digit."""
     h = e.entropies
     signed = add_up(e.elbo, [h.encoder, -h.prior, -h.decoder, e.log_base, e.prior_gap, e.decoder_gap])
     encoder, prior, decoder, log_base, prior_gap, decoder_gap = signed
@@ -71,15 +72,15 @@ def _lines(e: "Evaluation") -> list[Line]:
         mc: Terms | None = e.mc_stderr
         return name, value, None if mc is None else get(mc), get(e.stderr)
 
-    lines = [
+    entropies = [
         line("  encoder entropy", encoder, lambda t: t.entropies.encoder),
         line("- prior entropy", -prior, lambda t: t.entropies.prior),
         line(f"- decoder {pseudo}", -decoder, lambda t: t.entropies.decoder),
     ]
     if "log_base" in e.moments:
-        lines.append(line("+ log base measure", log_base, lambda t: t.log_base))
+        entropies.append(line("+ log base measure", log_base, lambda t: t.log_base))
     return [
-        *lines,
+        *entropies,
         line("= entropy sum", entropy_sum, lambda t: t.entropy_sum),
         line("+ prior residuals", prior_gap, lambda t: t.prior_gap),
         line("+ decoder residuals", decoder_gap, lambda t: t.decoder_gap),
@@ -97,7 +98,7 @@ def _remarks(e: "Evaluation") -> list[str]:
     reconstruction, minus_kl = add_up(e.elbo, [e.reconstruction, -e.kl])
     remarks = [f"ELBO = reconstruction {number(reconstruction)} - KL {number(-minus_kl)}"]
     gap_error = "" if e.mc_stderr is None else f" ± {_error(e.mc_stderr.gap)} (Monte Carlo)"
-    values = {name: value for name, value, _, _ in _lines(e)}
+    values = {name: value for name, value, _, _ in lines(e)}
     gap = values["+ prior residuals"] + values["+ decoder residuals"]
     remarks.append(f"gap = ELBO - entropy sum = {number(gap)}{gap_error}, {e.relative_gap:.1e} of |ELBO|")
     g = e.gains
@@ -140,4 +141,4 @@ def render(e: "Evaluation") -> str:
     """Several lines of text: the ledger, then what it says. An error of "-" is unknown."""
     sizes = f"{e.num_points:,} data points of {size(e.data_shape)} features, {size(e.latent_shape)} latents"
     settings = f"{e.expectation}, networks in {e.mode} mode"
-    return "\n".join([f"{sizes}; nats per data point", settings, "", *table(_lines(e)), "", *_remarks(e)])
+    return "\n".join([f"{sizes}; nats per data point", settings, "", *table(lines(e)), "", *_remarks(e)])

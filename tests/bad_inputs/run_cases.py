@@ -380,7 +380,7 @@ STATES = [
         "no 'cpu'",
     ),
     command(
-        "state-sums", "train --resume run", state(lambda x, n: x.update(sums=torch.zeros(2, 2))), "checkpoint", "sums"
+        "state-sums", "train --resume run", state(lambda x, n: x.update(terms=torch.zeros(2, 2))), "checkpoint", "terms"
     ),
     *history("cut", '{"epoch": 1, "step": 1, "run\n'),
     *history("list", "[1, 2]\n"),

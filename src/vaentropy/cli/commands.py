@@ -81,7 +81,7 @@ def _show(run: Any, as_json: bool) -> None:
 @click.argument("run", type=options.PATH)
 @click.option("--data", type=options.PATH, help="Evaluate this data set, file or folder instead of the run's own data.")
 @options.data_folder
-@click.option("--num-samples", type=int, default=16, show_default=True, help="Draws of z per point.")
+@click.option("--num-samples", type=int, help="Draws of z per point; default: as after the training.")
 @click.option(
     "--log-likelihood", "importance_samples", metavar="K", type=int, help="Also bound log p(x) by K draws per point."
 )
@@ -89,7 +89,7 @@ def _show(run: Any, as_json: bool) -> None:
 @options.device
 @options.as_json
 def evaluate(
-    run: str, num_samples: int, importance_samples: int | None, seed: int, as_json: bool, **given: Any
+    run: str, num_samples: int | None, importance_samples: int | None, seed: int, as_json: bool, **given: Any
 ) -> None:
     """Print the ledgers of the model in folder RUN, on the data it was trained and held out on or on others."""
     from vaentropy.checks import require_count
@@ -103,7 +103,8 @@ def evaluate(
         # Before the evaluation, which may take long.
         require_count("log_likelihood", importance_samples)
     with progress_bar(None, "data points") as report:
-        parts = evaluate_run(run, expectation=MonteCarlo(num_samples, seed), on_batch=_counting(report), **given)
+        expectation = None if num_samples is None else MonteCarlo(num_samples, seed)
+        parts = evaluate_run(run, expectation=expectation, seed=seed, on_batch=_counting(report), **given)
     if importance_samples is not None:
         with progress_bar(None, f"data points, {importance_samples} draws each") as report:
             draws = {"num_samples": importance_samples, "seed": seed}

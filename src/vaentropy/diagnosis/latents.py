@@ -12,7 +12,7 @@ from vaentropy.errors import UsageError, shown
 from vaentropy.model import LatentVariableModel
 from vaentropy.results import Evaluation
 
-__all__ = ["Collapse", "Latents", "Status", "check_collapse", "latents_of"]
+__all__ = ["Collapse", "Latents", "Status", "check_collapse", "latents_of", "statuses"]
 
 Status = Literal["collapsed", "partly used", "active"]
 Collapse = Literal["relative", "paper"] | float
@@ -115,7 +115,14 @@ class Latents:
         return "\n".join(lines)
 
 
-def _statuses(kl: Tensor, entropy_drop: Tensor, collapse: Collapse) -> tuple[Status, ...]:
+def statuses(kl: Float[Tensor, "H"], entropy_drop: Float[Tensor, "H"], collapse: Collapse) -> tuple[Status, ...]:
+    """How much each latent is used.
+
+    Args:
+        kl: of each, nats.
+        entropy_drop: prior entropy less encoder entropy of each, nats.
+        collapse: see `latents_of`.
+    """
     if collapse == "paper":
         return tuple("active" if drop >= PAPER else "collapsed" for drop in entropy_drop.tolist())
     largest = float(kl.max())
@@ -190,7 +197,7 @@ def latents_of(
         mismatch=0.5 * (ratio - 1 - torch.log(spread / prior_variance)),
         correlation=correlation,
         mean_correlation=mean_correlation,
-        status=_statuses(kl, prior_entropy - encoder_entropy, collapse),
+        status=statuses(kl, prior_entropy - encoder_entropy, collapse),
     )
 
 

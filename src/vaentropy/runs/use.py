@@ -14,7 +14,7 @@ from vaentropy.data.formats.reading import one_line
 from vaentropy.data.scaling import Scaling
 from vaentropy.errors import DataError
 from vaentropy.evaluation import evaluate
-from vaentropy.expectation import Expectation, MonteCarlo
+from vaentropy.expectation import Expectation
 from vaentropy.importance import LogLikelihood, log_likelihood
 from vaentropy.modes import in_mode
 from vaentropy.results import Evaluation
@@ -33,6 +33,7 @@ from vaentropy.runs.output import Output
 from vaentropy.training import Checkpoints
 from vaentropy.training.checkpoint import parse_row
 from vaentropy.training.history import Row
+from vaentropy.training.settings import Settings
 from vaentropy.vae import VAE
 
 __all__ = [
@@ -106,7 +107,8 @@ def evaluate_run(
     *,
     data: str | None = None,
     data_folder: str | None = None,
-    expectation: Expectation = MonteCarlo(16),
+    expectation: Expectation | None = None,
+    seed: int = 0,
     device: str = "auto",
     on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, Evaluation]:
@@ -117,7 +119,8 @@ def evaluate_run(
         data: a data set, file or folder instead of the run's own, read and scaled in the same way; all of it is
             evaluated as one part, named "data".
         data_folder: where the files of a named data set are, if no longer where the run found them.
-        expectation: how to average over the posterior.
+        expectation: how to average over the posterior; None does it as the run's training did, which gives its numbers.
+        seed: of the draws where `expectation` is None.
         device: as in `RunConfig`.
         on_batch: called with the number of rows after each batch.
 
@@ -127,10 +130,14 @@ def evaluate_run(
     Raises:
         VaentropyError: the run or the data cannot be used.
     """
-    require_instance("expectation", expectation, Expectation, "an Expectation such as MonteCarlo(16)")
+    if expectation is not None:
+        require_instance("expectation", expectation, Expectation, "an Expectation such as MonteCarlo(16)")
+    require_seed(seed)
+    settings = Settings(**RunFolder(run).config().settings())
 
     def of_part(model: VAE, x: Tensor | Source, options: dict[str, Any]) -> Evaluation:
-        return evaluate(model, x, expectation=expectation, on_batch=on_batch, **options)
+        how = expectation or settings.evaluation_of(len(x)).with_seed(seed)
+        return evaluate(model, x, expectation=how, on_batch=on_batch, **options)
 
     return _each_part(run, of_part, data, data_folder, device)
 

@@ -108,7 +108,7 @@ class TrainingState:
         try:
             values = {name: _checked(name, numbers[name]) for name in vars(Progress())}
             num_points = _checked("step", numbers["num_points"])
-            total = tensors["terms"] if num_points else None
+            total = tensors["terms"] if num_points else tensors.get("terms")
             size = RunningSums.size(math.prod(self.model.latent_shape))
             if total is not None and (total.shape != (size,) or not total.is_floating_point()):
                 raise ValueError(f"terms of shape {tuple(total.shape)}")

@@ -1,0 +1,268 @@
+"""Figures of what happened over a training."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from vaentropy.checks import require_instance
+from vaentropy.diagnosis.latents import statuses
+from vaentropy.errors import UsageError
+from vaentropy.figures.style import COLOURS, INK, LINE_STYLES, MARKERS, PALE, Figure, new_figure, styled
+from vaentropy.results import Evaluation
+from vaentropy.training import History
+
+__all__ = ["plot_latent_entropies", "plot_training"]
+
+# The first epochs, of a model that knows nothing yet, would make a flat line of all others: the axis shows what is
+# reached after this fraction of the training, with so much room below in parts of that range.
+FIRST, ROOM = 0.1, 0.3
+# Above the highest value, in parts of the range.
+MARGIN = 0.05
+# Latents that have a colour of their own.
+COLOURED = len(COLOURS)
+# Names on an axis, beyond which there would be no room for them.
+NAMED = 16
+
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def plot_training(histories: History | Sequence[History], *, labels: Sequence[str] | None = None) -> Figure:
+    """ELBO and entropy sum over the epochs, and the relative gap |ELBO - entropy sum| / |ELBO| between them below.
+
+    Args:
+        histories: of one training; or of several: without labels these are replicates, shown by their median and the
+            band between their quartiles, over those that came so far.
+        labels: one name for each history, to compare them.
+
+    Raises:
+        UsageError: there is nothing to draw, or another number of labels than of histories.
+    """
+    every = [histories] if isinstance(histories, History) else list(histories)
+    for number, history in enumerate(every):
+        require_instance(f"histories[{number}]", history, History, "a History, as fit returns it")
+    if not every or not all(len(history) for history in every):
+        raise UsageError("a history without epochs given, expected one of a training; train with fit first")
+    if labels is not None and (isinstance(labels, str) or len(labels) != len(every)):
+        count = len(every)
+        raise UsageError(f"labels {labels!r} given for {count} histories, expected a list of {count} names")
+    with styled():
+        figure = new_figure(6.4, 4.8)
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+        if labels is not None:
+            _draw_compared(top, bottom, every, [str(label) for label in labels])
+        elif len(every) == 1:
+            _draw_one(top, bottom, every[0])
+        else:
+            _draw_replicates(top, bottom, every)
+        _finish(top, bottom)
+        if labels is not None or len(every) == 1:
+            _cut_below(top)
+    return figure
+
+
+def _curves(history: History) -> Curves:
+    """Epochs and values of what is drawn."""
+    names = {"ELBO": "running_elbo", "entropy sum": "running_entropy_sum", "held-out ELBO": "held_out_elbo"}
+    found = {name: _curve(history.rows, column) for name, column in names.items() if column in history.columns}
+    for name, part in (("relative gap", "running"), ("held-out relative gap", "held_out")):
+        if f"{part}_gap" in history.columns:
+            epochs, gap = _curve(history.rows, f"{part}_gap")
+            elbo = _curve(history.rows, f"{part}_elbo")[1]
+            # A gap of 0 has no place on a logarithmic axis.
+            size = np.divide(np.abs(gap), np.abs(elbo), out=np.full_like(gap, np.nan), where=elbo != 0)
+            found[name] = epochs, np.where(size > 0, size, np.nan)
+    return found
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], column: str) -> tuple[np.ndarray, np.ndarray]:
+    having = [row for row in rows if column in row]
+    values = np.array([row[column] for row in having], dtype=float)
+    return np.array([row["epoch"] for row in having]), np.where(np.isfinite(values), values, np.nan)
+
+
+def _draw_one(top: Axes, bottom: Axes, history: History) -> None:
+    curves = _curves(history)
+    looks: dict[str, tuple[Axes, dict[str, Any]]] = {
+        "ELBO": (top, {"color": COLOURS[0]}),
+        "entropy sum": (top, {"color": COLOURS[1], "linestyle": LINE_STYLES[1]}),
+        "held-out ELBO": (top, _held_out(COLOURS[2])),
+        "relative gap": (bottom, {"color": COLOURS[0]}),
+        "held-out relative gap": (bottom, _held_out(COLOURS[2])),
+    }
+    for name, (axes, look) in looks.items():
+        if name in curves:
+            axes.plot(*curves[name], label=name, **look)
+
+
+def _held_out(colour: str, marker: str = MARKERS[0], line: str = "-") -> dict[str, Any]:
+    return {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 0.8, "linestyle": line}
+
+
+def _draw_compared(top: Axes, bottom: Axes, histories: Sequence[History], labels: Sequence[str]) -> None:
+    for number, (history, label) in enumerate(zip(histories, labels, strict=True)):
+        colour, style = COLOURS[number % len(COLOURS)], LINE_STYLES[number % len(LINE_STYLES)]
+        curves = _curves(history)
+        # The legend takes names as they are, also those that begin with "_" or hold a dollar sign.
+        top.plot(*curves["ELBO"], color=colour, linestyle=style, label=_literal(label))
+        if "held-out ELBO" in curves:
+            top.plot(*curves["held-out ELBO"], **_held_out(colour, MARKERS[number % len(MARKERS)], "none"))
+        if "relative gap" in curves:
+            bottom.plot(*curves["relative gap"], color=colour, linestyle=style)
+    if any("held_out_elbo" in history.columns for history in histories):
+        top.plot([], [], label="held-out ELBO", **_held_out(PALE, line="none"))
+
+
+def _literal(name: str) -> str:
+    """A name as matplotlib shows it unchanged in a legend."""
+    return ("\u200b" + name if name.startswith("_") else name).replace("$", r"\$")
+
+
+def _draw_replicates(top: Axes, bottom: Axes, histories: Sequence[History]) -> None:
+    every = [_curves(history) for history in histories]
+    looks: dict[str, tuple[Axes, str, Any]] = {
+        "ELBO": (top, COLOURS[0], "-"),
+        "entropy sum": (top, COLOURS[1], LINE_STYLES[1]),
+        "held-out ELBO": (top, COLOURS[2], LINE_STYLES[2]),
+        "relative gap": (bottom, COLOURS[0], "-"),
+    }
+    lows = []
+    for name, (axes, colour, style) in looks.items():
+        curves = [curves[name] for curves in every if name in curves]
+        if not any(np.isfinite(values).any() for _, values in curves):
+            continue
+        epochs, quartiles = _quartiles(curves)
+        axes.plot(epochs, quartiles[1], color=colour, linestyle=style, label=name)
+        axes.fill_between(epochs, quartiles[0], quartiles[2], color=colour, alpha=0.25, linewidth=0)
+        if axes is top:
+            lows.append((epochs, quartiles[0]))
+    top.set_title(f"median of {len(histories)} trainings, band from first to third quartile")
+    _cut_below(top, lows)
+
+
+def _quartiles(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs, and the three quartiles at each of those curves that have it, (3, epochs)."""
+    epochs = np.unique(np.concatenate([at for at, _ in curves]))
+    table = np.full((len(curves), len(epochs)), np.nan)
+    for row, (at, values) in zip(table, curves, strict=True):
+        row[np.searchsorted(epochs, at)] = values
+    having = ~np.isnan(table).all(0)
+    return epochs[having], np.nanquantile(table[:, having], (0.25, 0.5, 0.75), axis=0)
+
+
+def _cut_below(axes: Axes, lows: Sequence[tuple[np.ndarray, np.ndarray]] | None = None) -> None:
+    """Begin the axis where training is after its first epochs, and say so."""
+    lows = lows or [(np.asarray(line.get_xdata()), np.asarray(line.get_ydata(), dtype=float)) for line in axes.lines]
+    tops = [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines]
+    values, epochs = np.concatenate([y for _, y in lows]), np.concatenate([x for x, _ in lows])
+    known = np.isfinite(values)
+    if not known.any():
+        return
+    late = values[known & (epochs >= FIRST * epochs.max())]
+    highest = np.nanmax(np.concatenate(tops))
+    if not late.size:
+        return
+    lowest = late.min() - ROOM * (highest - late.min())
+    if values[known].min() < lowest:
+        axes.set_ylim(lowest, highest + MARGIN * (highest - lowest))
+        text = f"begins at {values[known][np.argmin(epochs[known])]:,.1f}, below the axis"
+        axes.annotate(text, (0.15, 0.03), xycoords="axes fraction", color=INK, fontsize=8)
+
+
+def _finish(top: Axes, bottom: Axes) -> None:
+    top.set_ylabel("nats per data point")
+    bottom.set_ylabel("relative gap")
+    bottom.set_xlabel("epoch")
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+    top.legend(loc="lower right")
+    drawn = [line for line in bottom.lines if np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any()]
+    if drawn:
+        bottom.set_yscale("log")
+    else:
+        bottom.set_yticks([])
+        bottom.annotate("0, or unknown, throughout", (0.5, 0.5), xycoords="axes fraction", ha="center", color=INK)
+    if len(bottom.lines) > 1 and any(not str(line.get_label()).startswith("_") for line in bottom.lines):
+        bottom.legend(loc="upper right")
+
+
+def plot_latent_entropies(history: History) -> Figure:
+    """Encoder entropy of each latent over the epochs, how many latents are active, and where they stand in the end.
+
+    A latent is active unless it has collapsed: by the rule "relative" of `vaentropy.diagnosis.latents_of`, with a KL
+    of at least 0.01 nats and 1 % of the largest.
+
+    Args:
+        history: of a training; its per-latent columns are there up to 256 latents. The bars show the evaluation of the
+            training data after it, or the last epoch where there is none.
+
+    Raises:
+        UsageError: the history has no per-latent columns.
+    """
+    require_instance("history", history, History, "a History, as fit returns it")
+    names = ("running_encoder_entropy_per_latent", "running_kl_per_latent")
+    if not set(names) <= set(history.columns):
+        raise UsageError(f"a history without {names[0]} given, expected one of a training with at most 256 latents")
+    epochs = history.at(names[0])
+    entropies, kl = (np.array(history[name], dtype=float) for name in names)
+    last, prior = _last_entropies(history, entropies)
+    with styled():
+        figure = new_figure(8.0, 4.2)
+        grid = figure.add_gridspec(2, 2, height_ratios=(2, 1), width_ratios=(3, 2))
+        top = figure.add_subplot(grid[0, 0])
+        bottom, bars = figure.add_subplot(grid[1, 0], sharex=top), figure.add_subplot(grid[:, 1])
+        for h, column in enumerate(entropies.T):
+            own = entropies.shape[1] <= COLOURED
+            look: dict[str, Any] = {"alpha": 0.5}
+            if own:
+                look = {"linestyle": LINE_STYLES[h % len(LINE_STYLES)], "label": f"latent {h}"}
+            top.plot(epochs, column, color=COLOURS[h % len(COLOURS)], **look)
+        if entropies.shape[1] <= COLOURED:
+            top.legend(loc="best", fontsize=8)
+        top.set_ylabel("encoder entropy, nats")
+        top.tick_params(labelbottom=False)
+        drop = torch.tensor(prior) - torch.tensor(entropies)
+        active = [_num_active(*pair) for pair in zip(torch.tensor(kl), drop, strict=True)]
+        bottom.step(epochs, active, where="mid", color=COLOURS[0])
+        bottom.set(ylim=(0, 1.1 * entropies.shape[1]), ylabel="active latents", xlabel="epoch")
+        for axis in (bottom.xaxis, bottom.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+        _draw_bars(bars, last, prior)
+    return figure
+
+
+def _num_active(kl: torch.Tensor, drop: torch.Tensor) -> float:
+    if not bool(torch.isfinite(kl).all()):
+        return float("nan")
+    return float(sum(status != "collapsed" for status in statuses(kl, drop, "relative")))
+
+
+def _last_entropies(history: History, entropies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Encoder and prior entropy of each latent in the end, (H,)."""
+    e: Evaluation | None = history.train
+    if e is None or e.kl_per_latent is None or e.encoder_entropy_per_latent is None or e.prior_residuals is None:
+        # The history has the prior's entropy as a whole only, of which each latent has its share.
+        prior = history["running_prior_entropy"][-1] / entropies.shape[1]
+        return entropies[-1], np.full(entropies.shape[1], prior)
+    encoder = e.encoder_entropy_per_latent.flatten()
+    prior = e.kl_per_latent.flatten() + encoder + e.prior_residuals.flatten()
+    return encoder.numpy(), prior.numpy()
+
+
+def _draw_bars(axes: Axes, encoder: np.ndarray, prior: np.ndarray) -> None:
+    numbers = np.arange(len(encoder))
+    colours = [COLOURS[h % len(COLOURS)] for h in numbers] if len(encoder) <= COLOURED else COLOURS[0]
+    axes.bar(numbers, encoder, width=0.7, color=colours, label="encoder entropy")
+    axes.hlines(
+        prior, numbers - 0.45, numbers + 0.45, color=INK, linestyle=LINE_STYLES[1], linewidth=1.2, label="prior entropy"
+    )
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.set(xlabel="latent", ylabel="entropy in the end, nats")
+    axes.grid(axis="x", visible=False)
+    if len(encoder) <= NAMED:
+        axes.set_xticks(numbers)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8)
