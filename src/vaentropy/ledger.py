@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vaentropy import markup
 from vaentropy._typing import Tensor
 
 if TYPE_CHECKING:
     from vaentropy.results import Evaluation, Terms
 
-__all__ = ["add_up", "lines", "number", "render", "size", "table"]
+__all__ = ["add_up", "lines", "number", "render", "render_html", "size", "table"]
 
 DIGITS = 4
 # Rounding leaves errors of about 1e-17 on terms that are the same for all points.
@@ -50,9 +51,12 @@ def _error(x: float | None) -> str:
     return "0" if x < NEGLIGIBLE else f"{x:.{DIGITS}f}" if x >= 0.5 * 10.0**-DIGITS else f"{x:.0e}"
 
 
+HEAD = ("", "value", "MC error", "std. error")
+
+
 def table(lines: Sequence[Line]) -> list[str]:
     """Lines of text in columns, under a header; above a sum, whose name begins with "=", there is a rule."""
-    text = [f"{'':<26}{'value':>14}{'MC error':>12}{'std. error':>12}"]
+    text = ["{:<26}{:>14}{:>12}{:>12}".format(*HEAD)]
     for name, value, mc, stderr in lines:
         if name.startswith("="):
             text.append("-" * 64)
@@ -137,8 +141,20 @@ def size(shape: tuple[int, ...]) -> str:
     return "×".join(str(n) for n in shape) or "1"
 
 
+def _heading(e: "Evaluation") -> list[str]:
+    sizes = f"{e.num_points:,} data points of {size(e.data_shape)} features, {size(e.latent_shape)} latents"
+    return [f"{sizes}; nats per data point", f"{e.expectation}, networks in {e.mode} mode"]
+
+
 def render(e: "Evaluation") -> str:
     """Several lines of text: the ledger, then what it says. An error of "-" is unknown."""
-    sizes = f"{e.num_points:,} data points of {size(e.data_shape)} features, {size(e.latent_shape)} latents"
-    settings = f"{e.expectation}, networks in {e.mode} mode"
-    return "\n".join([f"{sizes}; nats per data point", settings, "", *table(lines(e)), "", *_remarks(e)])
+    return "\n".join([*_heading(e), "", *table(lines(e)), "", *_remarks(e)])
+
+
+def render_html(e: "Evaluation") -> str:
+    """The same for notebooks."""
+    rows = [(name.strip(), number(value), _error(mc), _error(stderr)) for name, value, mc, stderr in lines(e)]
+    sums = [row for row, (name, *_) in enumerate(rows) if name.startswith("=")]
+    caption, settings = _heading(e)
+    ledger = markup.table(HEAD, rows, caption=caption, texts=[0], sums=sums)
+    return f"{ledger}{markup.listed(_remarks(e))}{markup.paragraph(settings)}"

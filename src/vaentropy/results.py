@@ -202,6 +202,9 @@ class Evaluation(Terms):
         """The ledger."""
         return ledger.render(self)
 
+    def _repr_html_(self) -> str:
+        return ledger.render_html(self)
+
     @staticmethod
     def merge(parts: Sequence["Evaluation"]) -> "Evaluation":
         """The evaluation of several parts of the data as one; `pointwise` values are concatenated.

@@ -55,6 +55,8 @@ OPTIONS = [
     with_options("crop-of-npy", "--crop 3", "crop", "folder of images"),
     with_options("dequantise-of-fractions", "--dequantise", "x.npy", "row 0", "whole numbers"),
     with_options("unknown-option", "--epoch 3", "--epoch", "--epochs"),
+    with_options("log-unknown", "--log console,tensorbord", "log 'tensorbord'", "did you mean 'tensorboard'"),
+    with_options("log-nothing", "--log ,", "log ''", "tensorboard, wandb, mlflow"),
     with_options("two-data-sets", "--seed 1 digits", "digits"),
     training("control-characters-in-a-setting", "x.npy", array(numbers()), "\\x1b[31m", options="--model \x1b[31mvae"),
     with_config("config-python", "!!python/object/apply:os.mkdir ['marker']", "not valid YAML"),

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 import vaentropy as ve
+from vaentropy import loggers
 
 from .case import Case, calling, numbers, text
 from .run_cases import run
@@ -497,6 +498,36 @@ def foreign_settings() -> Any:
     return ve.fit(model(), X, epochs=2, checkpoints="run", resume=True, progress=False)
 
 
+def opened(make: Any) -> Any:
+    """Open a logger."""
+    with make():
+        pass
+
+
+LOGGERS = [
+    calling("logger-name", lambda: loggers.Console(name=OTHER[:0]), "name=''", "name of a run"),
+    calling("logger-name-number", lambda: loggers.Console(name=3), "name=3", "name of a run"),  # type: ignore[arg-type]
+    calling("logger-settings", lambda: loggers.Console(settings=OTHER), "settings='other'", "mapping"),
+    calling("logger-every", lambda: loggers.Console(every=1.5), "every=1.5"),  # type: ignore[arg-type]
+    calling("logger-row-outside", lambda: loggers.Console()({"epoch": 1, "step": 1}), "not open", "with Console"),
+    calling("logger-summary", lambda: loggers.Console().summary(OTHER), "history='other'", "History"),
+    calling("logger-folder", lambda: loggers.TensorBoard(NONE), "folder=None", "path"),
+    calling(
+        "logger-folder-in-a-file",
+        lambda: opened(lambda: loggers.TensorBoard("x.csv/a")),
+        "x.csv/a",
+        "cannot be made",
+        make=text("", "x.csv"),
+    ),
+    calling("logger-wandb-id", lambda: loggers.WandB("logs", run_id=3), "run_id=3"),  # type: ignore[arg-type]
+    calling("loggers-number", lambda: loggers.Together(5), "loggers=5", "list of loggers"),  # type: ignore[arg-type]
+    calling("loggers-function", lambda: loggers.PerModel([print]), "loggers[0]", "TensorBoard"),  # type: ignore[list-item]
+    calling("train-log-text", lambda: ve.runs.train(ve.runs.RunConfig(), log="wandb"), "log='wandb'", "list"),
+    calling("train-log-number", lambda: ve.runs.train(ve.runs.RunConfig(), log=[5]), "log 5", "tensorboard"),  # type: ignore[list-item]
+    calling("resume-log", lambda: ve.runs.resume("run", log=OTHER), "log='other'", make=run),
+    calling("continue-log", lambda: ve.runs.continue_run("run", log=["wand"]), "'wandb'", make=run),
+]
+
 RUN_FUNCTIONS = [
     calling("load-none", lambda: ve.load(NONE), "run=None"),
     calling("load-number", lambda: ve.load(5), "run=5"),  # type: ignore[arg-type]
@@ -545,4 +576,16 @@ RUN_FUNCTIONS = [
     calling("calibrate-run-expectation", lambda: ve.runs.calibrate_run("run", expectation=OTHER), "expectat", make=run),
 ]
 
-PYTHON = [*MODELS, *FITS, *REPLICATES, *EVALUATIONS, *BOUNDS, *PRUNING, *SELECTIONS, *DIAGNOSES, *LOADS, *RUN_FUNCTIONS]
+PYTHON = [
+    *MODELS,
+    *FITS,
+    *REPLICATES,
+    *EVALUATIONS,
+    *BOUNDS,
+    *PRUNING,
+    *SELECTIONS,
+    *DIAGNOSES,
+    *LOADS,
+    *LOGGERS,
+    *RUN_FUNCTIONS,
+]

@@ -136,6 +136,12 @@ def history(name: str, content: str | bytes, *says: str) -> list[Case]:
     ]
 
 
+def logs(name: str, content: str, *says: str) -> Case:
+    """What a folder says of its runs in Weights & Biases and MLflow damaged."""
+    make = several(unfinished, text(content, "run/logs/runs.json"))
+    return command(f"logs-{name}", "train --resume run --log wandb", make, "run/logs/runs.json", *says)
+
+
 def no_space(name: str, arguments: str, file: str, make: Callable[[], None] = run, **more: Any) -> Case:
     more = {"confined": "tiny files", **more}
     return command(f"full-disk-{name}", arguments, make, file, "File too large", "make room", **more)
@@ -478,6 +484,34 @@ LINKS = [
     ),
 ]
 
+LOGS = [
+    logs("cut", "{", "is damaged", "remove it"),
+    logs("list", "[]", "is damaged", "remove it"),
+    logs("number", '{"wandb": 3}', "is damaged", "remove it"),
+    logs("deep", "[" * 100_000, "is damaged", "remove it"),
+    command(
+        "logs-id-is-a-path",
+        "train --resume run --log wandb",
+        several(unfinished, text('{"wandb": "../../up"}', "run/logs/runs.json")),
+        "run_id='../../up'",
+    ),
+    command(
+        "logs-in-the-way",
+        "train --resume run --log tensorboard",
+        several(unfinished, text("mine", "run/logs")),
+        "run/logs",
+        "cannot be made",
+    ),
+    command("logs-link", "train --resume run", link("logs", unfinished), "run/logs", "leads out"),
+    command(
+        "logs-link-inside",
+        "train --resume run --log tensorboard",
+        link("logs/tensorboard", several(unfinished, lambda: Path("run/logs").mkdir())),
+        "run/logs/tensorboard",
+        "leads out",
+    ),
+]
+
 OUTPUTS = [
     command("out-exists", "encode run --out x.npy", run, "x.npy exists", "--overwrite"),
     command("out-ending", "encode run --out z.txt", run, "z.txt", ".parquet"),
@@ -610,4 +644,4 @@ CONFINED = [
     ),
 ]
 
-RUNS = [*WEIGHTS, *MANIFESTS, *STATES, *INITIAL, *LINKS, *OUTPUTS, *CONFINED]
+RUNS = [*WEIGHTS, *MANIFESTS, *STATES, *INITIAL, *LINKS, *LOGS, *OUTPUTS, *CONFINED]

@@ -3,9 +3,10 @@
 from .case import Case
 from .data_cases import DATA
 from .option_cases import OPTIONS
+from .picture_cases import PICTURES
 from .python_cases import PYTHON
 from .run_cases import RUNS
 
 __all__ = ["CASES"]
 
-CASES: list[Case] = [*DATA, *OPTIONS, *RUNS, *PYTHON]
+CASES: list[Case] = [*DATA, *OPTIONS, *RUNS, *PYTHON, *PICTURES]

@@ -23,6 +23,7 @@ def vaentropy() -> None:
 @click.option("--resume", metavar="RUN", type=options.PATH, help="Go on with the interrupted run in folder RUN.")
 @click.option("--out", type=options.PATH, help="Folder of the run, new or empty; default: a new one under runs/.")
 @options.overwrite
+@options.log
 @options.as_json
 @options.settings
 def train(
@@ -31,6 +32,7 @@ def train(
     resume: str | None,
     out: str | None,
     overwrite: bool,
+    log: tuple[str, ...] | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -49,9 +51,10 @@ def train(
         named = [name for name, value in others.items() if value is not None]
         if named:
             raise UsageError(f"--resume {resume} given with {named[0]}, expected no settings: a run keeps its own")
-        run = resume_run(resume, data_folder=data_folder)
+        run = resume_run(resume, data_folder=data_folder, log=log or ())
     else:
-        run = train_run(options.settings_of(config, {"data": data, **given}), out=out, overwrite=overwrite)
+        settings = options.settings_of(config, {"data": data, **given})
+        run = train_run(settings, out=out, overwrite=overwrite, log=log or ())
     _show(run, as_json)
 
 
@@ -208,9 +211,12 @@ def prune(run: str, num_samples: int, seed: int, collapse: str, as_json: bool, *
 @click.argument("run", type=options.PATH)
 @click.option("--out", type=options.PATH, help="Folder of the new run, new or empty; default: a new one under runs/.")
 @options.overwrite
+@options.log
 @options.as_json
 @options.changes
-def continue_(run: str, out: str | None, overwrite: bool, as_json: bool, **given: Any) -> None:
+def continue_(
+    run: str, out: str | None, overwrite: bool, log: tuple[str, ...] | None, as_json: bool, **given: Any
+) -> None:
     """Train the model in folder RUN further, as a new run, with analytic variances.
 
     Other settings that are not given are those of RUN. A vae0 or vae2 can go on as a vae1.
@@ -218,7 +224,7 @@ def continue_(run: str, out: str | None, overwrite: bool, as_json: bool, **given
     from vaentropy.runs import continue_run
 
     chosen = {name: value for name, value in given.items() if value is not None}
-    _show(continue_run(run, out=out, overwrite=overwrite, **chosen), as_json)
+    _show(continue_run(run, out=out, overwrite=overwrite, log=log or (), **chosen), as_json)
 
 
 def _target(out: str, as_json: bool, data: str | None = None) -> str | None:

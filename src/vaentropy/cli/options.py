@@ -18,6 +18,7 @@ __all__ = [
     "completing",
     "data_folder",
     "device",
+    "log",
     "out_file",
     "overwrite",
     "settings",
@@ -67,6 +68,11 @@ data_folder = click.option(
 )
 device = click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...; auto takes a GPU if any.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace what --out names.")
+log = click.option(
+    "--log",
+    type=CommaSeparated(str),
+    help="Live, to any of console, tensorboard, wandb, mlflow; files go to the folder logs/ of the run.",
+)
 out_file = click.option(
     "--out", required=True, type=PATH, help="A .npy, .csv or .parquet file; - writes CSV to stdout."
 )

@@ -1,11 +1,11 @@
 """What a diagnosis says: findings with verdict, evidence and remedy, and how they print."""
 
-import html
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vaentropy import markup
 from vaentropy.diagnosis.gradients import GradientCheck
 from vaentropy.diagnosis.latents import Latents
 from vaentropy.errors import UsageError
@@ -171,14 +171,10 @@ class Diagnosis:
         return "\n".join(_report(self))
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{f.level}</td><td>{html.escape(f.verdict)}</td><td style='text-align:right'>{f.nats:.4g}</td>"
-            f"<td>{html.escape('; '.join(map(str, f.evidence)))}</td><td>{html.escape(f.remedy)}</td></tr>"
-            for f in self.findings
-        )
-        head = "<tr><th></th><th>verdict</th><th>nats</th><th>evidence</th><th>remedy</th></tr>"
-        rest = html.escape("\n".join(_tail(self)))
-        return f"<p>{html.escape(_headline(self))}</p><table>{head}{rows}</table><pre>{rest}</pre>"
+        head = ("", "verdict", "nats", "evidence", "remedy")
+        rows = [(f.level, f.verdict, f"{f.nats:.4g}", "; ".join(map(str, f.evidence)), f.remedy) for f in self.findings]
+        findings = markup.table(head, rows, caption=_headline(self), texts=[0, 1, 3, 4])
+        return findings + markup.preformatted(_tail(self))
 
 
 def _headline(d: Diagnosis) -> str:

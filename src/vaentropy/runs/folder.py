@@ -6,6 +6,7 @@ RUN/initial.safetensors  weights that training began with, where these are anoth
 RUN/scaling.safetensors  between data as stored and as the model sees them
 RUN/history.jsonl        one row per epoch
 RUN/checkpoints/         complete states to resume from
+RUN/logs/                what live loggers write, where these were asked for
 RUN/evaluation.json      the evaluations after the last epoch
 RUN/model.safetensors    weights only
 """
@@ -33,6 +34,8 @@ from vaentropy.files import (
     write_yaml,
 )
 from vaentropy.training import Checkpoints
+from vaentropy.training.checkpoint import parse_row
+from vaentropy.training.history import Row
 
 __all__ = ["SCHEMA_VERSION", "RunFolder"]
 
@@ -50,6 +53,10 @@ FILES = (
     "evaluation.json",
     "model.safetensors",
 )
+# Live logs of the run, and what stands there: a folder of this name may also be the user's own.
+LOGS, LOG_IDS = "logs", "runs.json"
+LOG_FILES = {"tensorboard", "wandb", "mlflow.db", "mlflow.db-journal", "mlartifacts", LOG_IDS}
+FOLDERS = ("checkpoints", LOGS)
 
 
 class RunFolder:
@@ -117,13 +124,21 @@ class RunFolder:
         Raises:
             DataError: there is one.
         """
-        for name in (*FILES, LOCK, "checkpoints"):
+        for name in (*FILES, LOCK, *FOLDERS):
             self.file(name)
-        if (states := self.path / "checkpoints").is_dir():
-            for path in states.iterdir():
+        for name in FOLDERS:
+            for path in (self.path / name).iterdir() if (self.path / name).is_dir() else ():
                 # What is left of an unfinished file is removed before one is written in its place.
                 if not path.name.endswith(ASIDE):
-                    self.file(f"checkpoints/{path.name}")
+                    self.file(f"{name}/{path.name}")
+
+    def own(self) -> list[str]:
+        """Names of the files and folders here that a run has made, config.yaml last."""
+        there = [name for name in (*FOLDERS, *reversed(FILES)) if self.file(name).exists()]
+        logs = self.file(LOGS)
+        if LOGS in there and not (logs.is_dir() and {path.name for path in logs.iterdir()} <= LOG_FILES):
+            there.remove(LOGS)
+        return there
 
     def _missing(self, name: str) -> DataError:
         if self.path.exists() and not self.path.is_dir():
@@ -176,6 +191,26 @@ class RunFolder:
             return RunConfig.from_dict(read_yaml(self._present(path.name)), str(path))
         except FileNotFoundError:
             raise self._missing(path.name) from None
+
+    def history(self) -> list[Row]:
+        """The rows that history.jsonl holds; none where there is no such file.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        path = self.file("history.jsonl")
+        if not path.exists():
+            return []
+        rows, text = [], self.text(path.name)
+        for number, line in enumerate(lines := text.splitlines()):
+            try:
+                rows.append(parse_row(line))
+            except ValueError as error:
+                # The last line may be half written at this moment.
+                if number < len(lines) - 1 or text.endswith("\n"):
+                    where = f"{path} is damaged in line {number + 1} ({' '.join(str(error).split())})"
+                    raise DataError(f"{where}; put the file of the run back") from error
+        return rows
 
     def manifest(self) -> dict[str, Any]:
         """What manifest.json holds.

@@ -9,7 +9,7 @@ from pathlib import Path
 from vaentropy.checks import require_path
 from vaentropy.errors import UsageError
 from vaentropy.files import ASIDE
-from vaentropy.runs.folder import FILES, INITIAL, LOCK, RunFolder
+from vaentropy.runs.folder import INITIAL, LOCK, RunFolder
 
 __all__ = ["drop_replaced", "filled", "mend", "require_free", "require_room_beside"]
 
@@ -160,17 +160,17 @@ def _set_aside(folder: RunFolder) -> None:
     aside = folder.file(REPLACED)
     aside.mkdir()
     # config.yaml last: until then the folder is a run, which may be overwritten, and is mended before it is resumed.
-    for name in ("checkpoints", *reversed(FILES)):
-        if folder.file(name).exists():
-            folder.file(name).replace(aside / name)
+    for name in folder.own():
+        folder.file(name).replace(aside / name)
 
 
 def _take_back(folder: RunFolder) -> None:
     """Remove a new run that came to nothing, and put back the one that was set aside, if any."""
     with suppress(OSError):
-        for name in FILES:
-            folder.file(name).unlink(missing_ok=True)
-        shutil.rmtree(folder.file("checkpoints"), ignore_errors=True)
+        # config.yaml first: without it this is no run that could be resumed, and the one set aside is not dropped.
+        for name in reversed(folder.own()):
+            path = folder.file(name)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
         if folder.file(REPLACED).is_dir():
             _put_back(folder)
 

@@ -5,7 +5,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +34,7 @@ from vaentropy.runs.build import (
     with_absolute_paths,
 )
 from vaentropy.runs.folder import INITIAL, SCHEMA_VERSION, RunFolder
+from vaentropy.runs.logs import logs_of, require_logs
 from vaentropy.runs.room import drop_replaced, filled, mend, require_room_beside
 from vaentropy.runs.use import load, put_weights
 from vaentropy.training import Checkpoints, History, Interrupted, fit
@@ -75,7 +76,12 @@ class Run:
 
 
 def train(
-    config: RunConfig, *, out: str | Path | None = None, overwrite: bool = False, progress: bool | None = None
+    config: RunConfig,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    log: Sequence[str] = (),
+    progress: bool | None = None,
 ) -> Run:
     """Load data, build the model, train it, and leave a run folder.
 
@@ -83,6 +89,8 @@ def train(
         config: what to do.
         out: folder of the run, new or empty; by default a new one under runs/.
         overwrite: replace the run that `out` holds; it is there until the new one has begun.
+        log: live, to any of "console", "tensorboard", "wandb" and "mlflow": a table on stderr, and files in the folder
+            logs/ of the run.
         progress: a bar on stderr; None shows it on a terminal.
 
     Raises:
@@ -94,15 +102,18 @@ def train(
     require_instance("config", config, RunConfig, "a RunConfig")
     if out is not None:
         require_path("out", out)
+    require_logs(log)
     config = with_absolute_paths(config)
     prepared = _prepare(config)
     with filled(out, f"{Path(config.data).stem}-{config.model}", overwrite=overwrite) as folder:
         # First of all: with it the folder is a run, from which training can be resumed.
         folder.write_config(config)
-        return _train(folder, config, prepared, resume=False, progress=progress)
+        return _train(folder, config, prepared, resume=False, log=log, progress=progress)
 
 
-def resume(run: str | Path, *, data_folder: str | None = None, progress: bool | None = None) -> Run:
+def resume(
+    run: str | Path, *, data_folder: str | None = None, log: Sequence[str] = (), progress: bool | None = None
+) -> Run:
     """Go on with an interrupted run from its newest checkpoint, to the same end as if it had not been interrupted.
 
     A run that was killed before its first checkpoint begins anew, a finished one is evaluated again.
@@ -110,12 +121,14 @@ def resume(run: str | Path, *, data_folder: str | None = None, progress: bool | 
     Args:
         run: its folder.
         data_folder: where the files of a named data set are, if no longer where the run found them.
+        log: as for `train`; logs in the folder go on where training does.
         progress: a bar on stderr; None shows it on a terminal.
 
     Raises:
         VaentropyError: the folder is no run, is in use, or its data have changed.
         TrainingError, Interrupted: as `train`.
     """
+    require_logs(log)
     folder = RunFolder(run)
     config = folder.config()
     # Nothing is written through a link that leads out of the folder.
@@ -129,7 +142,7 @@ def resume(run: str | Path, *, data_folder: str | None = None, progress: bool | 
         if folder.file("manifest.json").exists():
             folder.require_same_data(prepared.fingerprints, prepared.data.scaling)
         drop_replaced(folder)
-        return _train(folder, config, prepared, resume=True, progress=progress)
+        return _train(folder, config, prepared, resume=True, log=log, progress=progress)
 
 
 # Models whose weights another model can go on from.
@@ -142,6 +155,7 @@ def continue_run(
     out: str | Path | None = None,
     overwrite: bool = False,
     data_folder: str | None = None,
+    log: Sequence[str] = (),
     progress: bool | None = None,
     **settings: Any,
 ) -> Run:
@@ -157,6 +171,7 @@ def continue_run(
         out: folder of the new run; by default a new one under runs/.
         overwrite: replace the run that `out` holds.
         data_folder: where the files of a named data set are, if no longer where the run found them.
+        log: as for `train`.
         progress: a bar on stderr; None shows it on a terminal.
         **settings: of training, by their names in `RunConfig`, such as epochs, learning_rate, beta; `variances` are
             "analytic" if not given.
@@ -165,6 +180,7 @@ def continue_run(
         VaentropyError: the run is not finished or in use, its data have changed, or a setting does not fit its weights.
         TrainingError, Interrupted: as `train`.
     """
+    require_logs(log)
     source = RunFolder(run)
     before = source.config()
     _require_changeable(settings, before)
@@ -184,7 +200,7 @@ def continue_run(
         # Before the settings: with these the folder is a run that can be resumed, from these weights.
         write_tensors(folder.file(INITIAL), weights, {"continued_from": str(source)})
         folder.write_config(config)
-        return _train(folder, config, prepared, resume=False, progress=progress)
+        return _train(folder, config, prepared, resume=False, log=log, progress=progress)
 
 
 def _require_changeable(settings: Mapping[str, Any], before: RunConfig) -> None:
@@ -255,7 +271,15 @@ def _prepare(config: RunConfig, data_folder: str | None = None) -> _Prepared:
     return _Prepared(data, fingerprints(data), build_model(config, data.data_shape).to(device))
 
 
-def _train(folder: RunFolder, config: RunConfig, prepared: _Prepared, *, resume: bool, progress: bool | None) -> Run:
+def _train(
+    folder: RunFolder,
+    config: RunConfig,
+    prepared: _Prepared,
+    *,
+    resume: bool,
+    log: Sequence[str],
+    progress: bool | None,
+) -> Run:
     start = time.perf_counter()
     data, model = prepared.data, prepared.model
     # A run that cannot be resumed stays as it is.
@@ -265,7 +289,7 @@ def _train(folder: RunFolder, config: RunConfig, prepared: _Prepared, *, resume:
     if not begun:
         folder.write_json("manifest.json", _manifest(prepared, "running"))
     try:
-        with num_threads(config, model):
+        with num_threads(config, model), logs_of(folder, config, log, resume=resume) as live:
             history = fit(
                 model,
                 data.train,
@@ -274,8 +298,10 @@ def _train(folder: RunFolder, config: RunConfig, prepared: _Prepared, *, resume:
                 checkpoints=Checkpoints(folder.path, every=config.checkpoint_every, keep=config.keep_checkpoints),
                 resume=resume,
                 progress=progress,
+                on_epoch=live,
                 **config.settings(),
             )
+            live.summary(history)
     except Interrupted as interrupted:
         folder.write_json("manifest.json", _manifest(prepared, "interrupted"))
         how = f"; go on with: vaentropy train --resume {shlex.quote(str(folder))}" if folder.has_begun() else ""

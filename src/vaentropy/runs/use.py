@@ -31,8 +31,6 @@ from vaentropy.runs.build import (
 from vaentropy.runs.folder import RunFolder
 from vaentropy.runs.output import Output
 from vaentropy.training import Checkpoints
-from vaentropy.training.checkpoint import parse_row
-from vaentropy.training.history import Row
 from vaentropy.training.settings import Settings
 from vaentropy.vae import VAE
 
@@ -316,7 +314,7 @@ def describe_run(run: str | Path) -> dict[str, Any]:
     folder = RunFolder(run)
     config = folder.config()
     manifest = folder.manifest() if folder.file("manifest.json").exists() else {"status": "not started"}
-    rows = _history(folder)
+    rows = folder.history()
     status = manifest.get("status", "finished")
     if status in ("running", "interrupted"):
         status = "running" if folder.is_locked() else "interrupted"
@@ -330,22 +328,6 @@ def describe_run(run: str | Path) -> dict[str, Any]:
         "config": config.to_dict(),
         "manifest": manifest,
     }
-
-
-def _history(folder: RunFolder) -> list[Row]:
-    path = folder.file("history.jsonl")
-    if not path.exists():
-        return []
-    rows, text = [], folder.text(path.name)
-    for number, line in enumerate(lines := text.splitlines()):
-        try:
-            rows.append(parse_row(line))
-        except ValueError as error:
-            # The last line may be half written at this moment.
-            if number < len(lines) - 1 or text.endswith("\n"):
-                where = f"{path} is damaged in line {number + 1} ({' '.join(str(error).split())})"
-                raise DataError(f"{where}; put the file of the run back") from error
-    return rows
 
 
 class _Opened(NamedTuple):

@@ -1,11 +1,11 @@
 """What `select` says: a table of the candidates, the best first, and a verdict."""
 
-import html
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from vaentropy import markup
 from vaentropy.errors import UsageError
 from vaentropy.linear import LinearVAE
 from vaentropy.vae import VAE
@@ -162,16 +162,12 @@ class Selection:
         return "\n".join([*lines, self.verdict])
 
     def _repr_html_(self) -> str:
-        def row(texts: list[str], tag: str) -> str:
-            cells = "".join(f"<{tag} style='text-align:right'>{html.escape(text)}</{tag}>" for text in texts)
-            return f"<tr>{cells}</tr>"
-
-        head = row([f"{column.group} {column.name}".strip() for column in COLUMNS], "th")
-        body = "".join(row([_text(c, column) for column in COLUMNS], "td") for c in self.candidates)
-        remarks = "".join(f"<br>{c.latent_dim}: {html.escape(remark)}" for c in self.candidates for remark in c.remarks)
-        heading = "<br>".join(map(html.escape, _heading(self)))
-        table = f"<table>{head}{body}</table>"
-        return f"<p>{heading}</p>{table}<p><b>{html.escape(self.verdict)}</b>{remarks}</p>"
+        head = [f"{column.group} {column.name}".strip() for column in COLUMNS]
+        rows = [[_text(c, column) for column in COLUMNS] for c in self.candidates]
+        title, *rest = _heading(self)
+        remarks = [f"{c.latent_dim}: {remark}" for c in self.candidates for remark in c.remarks]
+        candidates = markup.table(head, rows, caption=title)
+        return f"{markup.paragraph(*rest)}{candidates}{markup.listed(remarks)}{markup.paragraph(self.verdict)}"
 
 
 def _heading(s: Selection) -> list[str]:

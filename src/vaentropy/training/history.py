@@ -4,12 +4,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vaentropy import markup
+from vaentropy.ledger import number
 from vaentropy.results import Evaluation
 
-__all__ = ["History"]
+__all__ = ["TABLE", "History", "Row", "cell"]
 
 # Numbers, or lists of them with one for each latent.
 Row = Mapping[str, Any]
+
+# What a table of a training shows: columns and their titles. Other numbers are nats, and printed as a ledger does.
+TABLE = {
+    "epoch": "epoch",
+    "step": "step",
+    "running_elbo": "ELBO",
+    "running_entropy_sum": "entropy sum",
+    "running_gap": "gap",
+    "held_out_elbo": "held out",
+    "learning_rate": "rate",
+    "seconds": "seconds",
+}
+FORMATS = {"epoch": "{:.0f}", "step": "{:.0f}", "learning_rate": "{:.2e}", "seconds": "{:.1f}"}
+# Rows that a notebook shows of a history, the last ones.
+ROWS_SHOWN = 5
+
+
+def cell(row: Row, column: str) -> str:
+    """A number of a row as tables show it; nothing where the row has none."""
+    if column not in row:
+        return ""
+    return FORMATS[column].format(row[column]) if column in FORMATS else number(row[column])
 
 
 @dataclass
@@ -64,3 +88,16 @@ class History:
             return "History(no epochs)"
         last = self.rows[-1]
         return f"History({len(self.rows)} epochs, running ELBO {last['running_elbo']:.4f} nats in the last)"
+
+    def _repr_html_(self) -> str:
+        if not self.rows:
+            return markup.paragraph("no epochs")
+        shown = [[cell(row, column) for column in TABLE] for row in self.rows[-ROWS_SHOWN:]]
+        caption = f"the last {len(shown)} of {len(self)} epochs: running means, nats per data point"
+        elbos = [
+            f"ELBO of the {name}: {number(e.elbo)} ± {number(e.stderr.elbo)}"
+            for name, e in (("training data", self.train), ("held-out data", self.held_out))
+            if e is not None
+        ]
+        stopped = [] if self.stopped is None else [f"stopped: {self.stopped}"]
+        return markup.table(list(TABLE.values()), shown, caption=caption) + markup.listed(elbos + stopped)
