@@ -87,6 +87,11 @@ def test_results_are_a_table_and_json(tmp_path):
 
 
 @pytest.mark.slow
+def test_rows_may_lack_what_others_have():
+    text = Result("title", [{"a": "x"}, {"a": "y", "b": 2.0}]).markdown()
+    assert "| a | b |" in text and "| x |  |" in text and "| y | 2 |" in text
+
+
 @pytest.mark.parametrize("name", ["step", "gpu"])
 def test_the_command_runs_quickly_on_request(name, tmp_path):
     command = [sys.executable, "-m", "benchmarks", name, "--quick", "--out", str(tmp_path)]
