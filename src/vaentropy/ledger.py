@@ -10,7 +10,7 @@ from vaentropy._typing import Tensor
 if TYPE_CHECKING:
     from vaentropy.results import Evaluation, Terms
 
-__all__ = ["add_up", "lines", "number", "render", "render_html", "size", "table"]
+__all__ = ["add_up", "error", "lines", "number", "remarks", "render", "render_html", "size", "table"]
 
 DIGITS = 4
 # Rounding leaves errors of about 1e-17 on terms that are the same for all points.
@@ -45,7 +45,8 @@ def number(x: float) -> str:
     return f"{x + 0.0:.{DIGITS}f}"
 
 
-def _error(x: float | None) -> str:
+def error(x: float | None) -> str:
+    """An error as every line prints it; "-" where it is unknown."""
     if x is None or math.isnan(x):
         return "-"
     return "0" if x < NEGLIGIBLE else f"{x:.{DIGITS}f}" if x >= 0.5 * 10.0**-DIGITS else f"{x:.0e}"
@@ -60,7 +61,7 @@ def table(lines: Sequence[Line]) -> list[str]:
     for name, value, mc, stderr in lines:
         if name.startswith("="):
             text.append("-" * 64)
-        text.append(f"{name:<26} {number(value):>13} {_error(mc):>11} {_error(stderr):>11}")
+        text.append(f"{name:<26} {number(value):>13} {error(mc):>11} {error(stderr):>11}")
     return text
 
 
@@ -98,13 +99,14 @@ def _missing(fraction: Tensor) -> str:
     return f"{remark}; never observed: {never} of {fraction.numel()} features" if never else remark
 
 
-def _remarks(e: "Evaluation") -> list[str]:
+def remarks(e: "Evaluation") -> list[str]:
+    """What there is to say below the ledger, a line each."""
     reconstruction, minus_kl = add_up(e.elbo, [e.reconstruction, -e.kl])
-    remarks = [f"ELBO = reconstruction {number(reconstruction)} - KL {number(-minus_kl)}"]
-    gap_error = "" if e.mc_stderr is None else f" ± {_error(e.mc_stderr.gap)} (Monte Carlo)"
+    said = [f"ELBO = reconstruction {number(reconstruction)} - KL {number(-minus_kl)}"]
+    gap_error = "" if e.mc_stderr is None else f" ± {error(e.mc_stderr.gap)} (Monte Carlo)"
     values = {name: value for name, value, _, _ in lines(e)}
     gap = values["+ prior residuals"] + values["+ decoder residuals"]
-    remarks.append(f"gap = ELBO - entropy sum = {number(gap)}{gap_error}, {e.relative_gap:.1e} of |ELBO|")
+    said.append(f"gap = ELBO - entropy sum = {number(gap)}{gap_error}, {e.relative_gap:.1e} of |ELBO|")
     g = e.gains
     if e.optimal_variance is not None and e.variance_ratio is not None and g.variance is not None:
         what = (
@@ -112,7 +114,7 @@ def _remarks(e: "Evaluation") -> list[str]:
             if e.variance_kind == "shared"
             else f"multiply all σ² by {e.variance_ratio:.4g}"
         )
-        remarks.append(f"{what}: gains {number(g.variance)} nats")
+        said.append(f"{what}: gains {number(g.variance)} nats")
     if g.feature_variance is not None and g.feature_variance.numel() > 1:
         total = float(g.feature_variance.sum())
         gains = (
@@ -120,20 +122,20 @@ def _remarks(e: "Evaluation") -> list[str]:
             if math.isfinite(total)
             else "no upper bound: some feature is reproduced exactly"
         )
-        remarks.append(f"rescale σ² of each feature: {gains}")
+        said.append(f"rescale σ² of each feature: {gains}")
     if g.prior_variance is not None:
-        remarks.append(f"rescale the prior to the posteriors: gains {number(float(g.prior_variance.sum()))} nats")
+        said.append(f"rescale the prior to the posteriors: gains {number(float(g.prior_variance.sum()))} nats")
     if e.observed_fraction is not None:
-        remarks.append(_missing(e.observed_fraction))
+        said.append(_missing(e.observed_fraction))
     if e.log_jacobian:
-        remarks.append(f"in the units of the data as stored: ELBO {number(e.data_elbo)} nats")
+        said.append(f"in the units of the data as stored: ELBO {number(e.data_elbo)} nats")
     if e.elbo == -math.inf:
-        remarks.append("the ELBO is -inf: the model gives some data probability 0")
+        said.append("the ELBO is -inf: the model gives some data probability 0")
     if e.sampled:
-        remarks.append(f"Monte Carlo estimate, for want of a closed form: entropy of {', '.join(e.sampled)}")
+        said.append(f"Monte Carlo estimate, for want of a closed form: entropy of {', '.join(e.sampled)}")
     if e.mc_stderr is None:
-        remarks.append("no Monte Carlo error: noise is shared between data points, or there is one draw of it")
-    return remarks
+        said.append("no Monte Carlo error: noise is shared between data points, or there is one draw of it")
+    return said
 
 
 def size(shape: tuple[int, ...]) -> str:
@@ -148,13 +150,13 @@ def _heading(e: "Evaluation") -> list[str]:
 
 def render(e: "Evaluation") -> str:
     """Several lines of text: the ledger, then what it says. An error of "-" is unknown."""
-    return "\n".join([*_heading(e), "", *table(lines(e)), "", *_remarks(e)])
+    return "\n".join([*_heading(e), "", *table(lines(e)), "", *remarks(e)])
 
 
 def render_html(e: "Evaluation") -> str:
     """The same for notebooks."""
-    rows = [(name.strip(), number(value), _error(mc), _error(stderr)) for name, value, mc, stderr in lines(e)]
+    rows = [(name.strip(), number(value), error(mc), error(stderr)) for name, value, mc, stderr in lines(e)]
     sums = [row for row, (name, *_) in enumerate(rows) if name.startswith("=")]
     caption, settings = _heading(e)
     ledger = markup.table(HEAD, rows, caption=caption, texts=[0], sums=sums)
-    return f"{ledger}{markup.listed(_remarks(e))}{markup.paragraph(settings)}"
+    return f"{ledger}{markup.listed(remarks(e))}{markup.paragraph(settings)}"

@@ -11,7 +11,7 @@ import pytest
 
 from vaentropy.cli import main
 
-QUICK = ["--epochs", "2", "--hidden", "8"]
+QUICK = ["--epochs", "2", "--hidden", "8", "--no-report"]
 
 
 @pytest.fixture(autouse=True)

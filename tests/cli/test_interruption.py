@@ -15,7 +15,9 @@ COMMAND = [sys.executable, "-m", "vaentropy"]
 
 
 def train(*arguments):
-    done = subprocess.run([*COMMAND, "train", *arguments, "--json"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*COMMAND, "train", *arguments, "--json", "--no-report"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0 and done.stderr == "", done.stderr
 
 

@@ -152,7 +152,17 @@ def test_what_it_says_is_plain_data():
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("diagnose")
     np.save(folder / "x.npy", X.numpy())
-    arguments = ["train", str(folder / "x.npy"), "--hidden", "8", "--epochs", "2", "--out", str(folder / "run")]
+    arguments = [
+        "train",
+        str(folder / "x.npy"),
+        "--hidden",
+        "8",
+        "--epochs",
+        "2",
+        "--no-report",
+        "--out",
+        str(folder / "run"),
+    ]
     assert main(arguments) == 0
     return folder / "run"
 

@@ -24,6 +24,7 @@ def vaentropy() -> None:
 @click.option("--out", type=options.PATH, help="Folder of the run, new or empty; default: a new one under runs/.")
 @options.overwrite
 @options.log
+@options.report
 @options.as_json
 @options.settings
 def train(
@@ -33,6 +34,7 @@ def train(
     out: str | None,
     overwrite: bool,
     log: tuple[str, ...] | None,
+    report: bool,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -45,8 +47,9 @@ def train(
     from vaentropy.runs import resume as resume_run
     from vaentropy.runs import train as train_run
 
+    data_folder = given["data_folder"]
     if resume is not None:
-        data_folder = given.pop("data_folder")
+        del given["data_folder"]
         others = {"data": data, "config": config, "out": out, "overwrite": overwrite or None, **given}
         named = [name for name, value in others.items() if value is not None]
         if named:
@@ -55,17 +58,19 @@ def train(
     else:
         settings = options.settings_of(config, {"data": data, **given})
         run = train_run(settings, out=out, overwrite=overwrite, log=log or ())
-    _show(run, as_json)
+    _show(run, as_json, report, data_folder)
 
 
-def _show(run: Any, as_json: bool) -> None:
+def _show(run: Any, as_json: bool, report: bool, data_folder: str | None) -> None:
+    """What came of a training, and its report."""
     from vaentropy.files import to_json
 
     evaluation, held_out = run.history.train, run.history.held_out
     if as_json:
         result = {"run": str(run.folder), "data": run.description, **evaluation.to_dict(vectors=False)}
         result["held_out"] = None if held_out is None else held_out.to_dict(vectors=False)
-        click.echo(to_json({**result, "seconds": run.seconds, "remarks": run.remarks}))
+        result |= {"seconds": run.seconds, "remarks": run.remarks}
+        click.echo(to_json({**result, "report": _report(run, data_folder) if report else None}))
         return
     click.echo(f"{run.config.model} trained on {run.config.data} ({run.description})\n")
     click.echo(evaluation)
@@ -78,6 +83,40 @@ def _show(run: Any, as_json: bool) -> None:
     for remark in run.remarks:
         click.echo(remark)
     click.echo(f"\nRun in {run.folder}, {run.seconds:.1f} s", err=True)
+    if report and (path := _report(run, data_folder)):
+        click.echo(f"Report in {path}", err=True)
+
+
+def _report(run: Any, data_folder: str | None) -> str | None:
+    """The report at the end of a training, or a line that says why there is none: the run itself is finished."""
+    from vaentropy.errors import VaentropyError, printable
+    from vaentropy.runs import report_run
+
+    try:
+        return str(report_run(run.folder, data_folder=data_folder))
+    except Exception as error:  # whatever it is, memory of a GPU included
+        kind = "" if isinstance(error, VaentropyError | OSError) else f"{type(error).__name__}: "
+        click.echo(f"No report: {kind}{printable(' '.join(str(error).split()))}", err=True)
+        return None
+
+
+@vaentropy.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=options.PATH)
+@click.option("--out", type=options.PATH, help="The page; default: report.html in RUN, or here for several.")
+@options.data_folder
+@click.option("--num-samples", type=int, help="Draws of z per point; default: as after the training.")
+@options.device
+@click.option("--overwrite", is_flag=True, help="Replace a file that is no report.")
+@options.as_json
+def report(runs: tuple[str, ...], out: str | None, num_samples: int | None, as_json: bool, **given: Any) -> None:
+    """Write one HTML page about RUN: diagnosis, figures, tables, settings; or about several beside each other."""
+    from vaentropy.expectation import MonteCarlo
+    from vaentropy.files import to_json
+    from vaentropy.runs import report_run
+
+    expectation = None if num_samples is None else MonteCarlo(num_samples)
+    path = report_run(runs, out=out, expectation=expectation, **given)
+    click.echo(to_json({"runs": runs, "report": str(path)}) if as_json else path)
 
 
 @vaentropy.command()
@@ -212,10 +251,17 @@ def prune(run: str, num_samples: int, seed: int, collapse: str, as_json: bool, *
 @click.option("--out", type=options.PATH, help="Folder of the new run, new or empty; default: a new one under runs/.")
 @options.overwrite
 @options.log
+@options.report
 @options.as_json
 @options.changes
 def continue_(
-    run: str, out: str | None, overwrite: bool, log: tuple[str, ...] | None, as_json: bool, **given: Any
+    run: str,
+    out: str | None,
+    overwrite: bool,
+    log: tuple[str, ...] | None,
+    report: bool,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Train the model in folder RUN further, as a new run, with analytic variances.
 
@@ -224,7 +270,8 @@ def continue_(
     from vaentropy.runs import continue_run
 
     chosen = {name: value for name, value in given.items() if value is not None}
-    _show(continue_run(run, out=out, overwrite=overwrite, log=log or (), **chosen), as_json)
+    done = continue_run(run, out=out, overwrite=overwrite, log=log or (), **chosen)
+    _show(done, as_json, report, given["data_folder"])
 
 
 def _target(out: str, as_json: bool, data: str | None = None) -> str | None:

@@ -126,6 +126,17 @@ class Diagnosis:
         """Whether no problem was found in what was tested."""
         return not self.problems
 
+    @property
+    def headline(self) -> str:
+        """One line: how many problems and notes, on which data."""
+
+        def count(number: int, what: str) -> str:
+            return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
+
+        num_problems = len(self.problems)
+        found = f"{count(num_problems, 'problem')}, {count(len(self.findings) - num_problems, 'note')}"
+        return f"{found}; {self.train.num_points:,} data points, ELBO {self.train.elbo:.4f}, nats per data point"
+
     def __getitem__(self, kind: str) -> Finding:
         """The finding of a kind; KeyError where there is none."""
         for finding in self.findings:
@@ -173,17 +184,8 @@ class Diagnosis:
     def _repr_html_(self) -> str:
         head = ("", "verdict", "nats", "evidence", "remedy")
         rows = [(f.level, f.verdict, f"{f.nats:.4g}", "; ".join(map(str, f.evidence)), f.remedy) for f in self.findings]
-        findings = markup.table(head, rows, caption=_headline(self), texts=[0, 1, 3, 4])
+        findings = markup.table(head, rows, caption=self.headline, texts=[0, 1, 3, 4])
         return findings + markup.preformatted(_tail(self))
-
-
-def _headline(d: Diagnosis) -> str:
-    def count(number: int, what: str) -> str:
-        return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
-
-    num_problems = len(d.problems)
-    found = f"{count(num_problems, 'problem')}, {count(len(d.findings) - num_problems, 'note')}"
-    return f"{found}; {d.train.num_points:,} data points, ELBO {d.train.elbo:.4f}, nats per data point"
 
 
 def _tail(d: Diagnosis) -> Sequence[str]:
@@ -201,7 +203,7 @@ def _error(error: float | None) -> str:
 
 
 def _report(d: Diagnosis) -> list[str]:
-    lines = [_headline(d)]
+    lines = [d.headline]
     for finding in d.findings:
         lines += ["", *_lines(finding)]
     if d.clean:

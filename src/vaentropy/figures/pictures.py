@@ -40,8 +40,8 @@ MOST_NAMED = 40
 LOWEST, HIGHEST = 1.6, 9.0
 # Colours of what has a sign: orange over white to violet.
 SIGNED = "PuOr"
-# zorder of what `as_pixels` speaks of.
-MANY, PIXELS_BELOW = 0.5, 1.0
+# zorder of what `as_pixels` speaks of: above grids, below all else.
+MANY = 0.6
 # Letters of a name that are drawn.
 LONGEST_NAME = 24
 # Between the images of a mosaic, in parts of an image's width.
@@ -106,10 +106,12 @@ def image_shape(data_shape: tuple[int, ...], shape: Any) -> tuple[int, int, int]
 
 
 def as_pixels(axes: Axes) -> None:
-    """Make one picture of pixels of all that is drawn at the zorder MANY: an SVG does not grow with what is in it."""
-    axes.set_rasterization_zorder(PIXELS_BELOW)
-    # It would be part of the picture, and white on a dark page.
-    axes.patch.set_visible(False)
+    """Make one picture of pixels of all that is drawn at the zorder MANY: an SVG does not grow with what is in it.
+
+    Of these alone: a grid or an axis in it would keep its colour on a dark page.
+    """
+    for artist in (*axes.collections, *axes.lines):
+        artist.set_rasterized(artist.get_zorder() == MANY)
 
 
 def value_range(x: Tensor) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from vaentropy.runs.diagnose import diagnose_run as diagnose_run
 from vaentropy.runs.folder import RunFolder as RunFolder
 from vaentropy.runs.remedies import calibrate_run as calibrate_run
 from vaentropy.runs.remedies import prune_run as prune_run
+from vaentropy.runs.report import report_run as report_run
 from vaentropy.runs.select import select as select
 from vaentropy.runs.train import Run as Run
 from vaentropy.runs.train import continue_run as continue_run

@@ -3,11 +3,12 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_instance
 from vaentropy.config import RunConfig
+from vaentropy.data import Dataset
 from vaentropy.data.source import Source
 from vaentropy.diagnosis import Diagnosis, Finding, diagnose
 from vaentropy.diagnosis.latents import check_collapse
@@ -16,8 +17,10 @@ from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.runs.build import fingerprints, load_other, load_own, num_threads
 from vaentropy.runs.folder import RunFolder
 from vaentropy.runs.use import load, require_data_shape
+from vaentropy.training.settings import Settings
+from vaentropy.vae import VAE
 
-__all__ = ["diagnose_run"]
+__all__ = ["Diagnosed", "diagnose_run", "diagnosed"]
 
 
 def diagnose_run(
@@ -45,8 +48,37 @@ def diagnose_run(
     Raises:
         VaentropyError: the run or the data cannot be used.
     """
-    folder = RunFolder(run)
     require_instance("expectation", expectation, Expectation, "an Expectation such as MonteCarlo(16)")
+    how = {"device": device, "progress": progress, **options}
+    return diagnosed(run, data=data, data_folder=data_folder, expectation=expectation, **how).diagnosis
+
+
+class Diagnosed(NamedTuple):
+    """A run with its diagnosis."""
+
+    folder: RunFolder
+    config: RunConfig
+    model: VAE
+    data: Dataset
+    diagnosis: Diagnosis
+
+
+def diagnosed(
+    run: str | Path,
+    *,
+    data: str | None = None,
+    data_folder: str | None = None,
+    expectation: Expectation | None = None,
+    device: str = "auto",
+    progress: bool | None = None,
+    **options: Any,
+) -> Diagnosed:
+    """The run, loaded, and what `diagnose_run` says of it.
+
+    Args:
+        expectation: None averages as the run's training did.
+    """
+    folder = RunFolder(run)
     check_collapse(options.get("collapse", "relative"))
     config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
     own = load_own(config, folder=data_folder)
@@ -58,6 +90,8 @@ def diagnose_run(
     for name in ("beta", "missing", "log_jacobian", "held_out", "optimizer"):
         if name in options:
             raise UsageError(f"{name} given, which the run's own settings say; held-out data are given as data=...")
+    if expectation is None:
+        expectation = Settings(**config.settings()).evaluation_of(len(own.train))
     with num_threads(config, model):
         diagnosis = diagnose(
             model,
@@ -70,12 +104,13 @@ def diagnose_run(
             progress=progress,
             **options,
         )
-    return replace(
+    diagnosis = replace(
         diagnosis,
         findings=tuple(_with_command(finding, folder, config) for finding in diagnosis.findings),
         # The training of runs knows none.
         untested=tuple(reason for reason in diagnosis.untested if not reason.startswith("weight decay")),
     )
+    return Diagnosed(folder, config, model, own, diagnosis)
 
 
 def _with_command(finding: Finding, folder: RunFolder, config: RunConfig) -> Finding:

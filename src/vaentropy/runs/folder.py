@@ -9,6 +9,7 @@ RUN/checkpoints/         complete states to resume from
 RUN/logs/                what live loggers write, where these were asked for
 RUN/evaluation.json      the evaluations after the last epoch
 RUN/model.safetensors    weights only
+RUN/report.html          all of it to look at
 """
 
 import json
@@ -44,6 +45,7 @@ SCHEMA_VERSION = 2
 SCALING_TOLERANCE = 1e-6
 LOCK = ".lock"
 INITIAL = "initial.safetensors"
+REPORT = "report.html"
 FILES = (
     "config.yaml",
     "manifest.json",
@@ -52,6 +54,7 @@ FILES = (
     "history.jsonl",
     "evaluation.json",
     "model.safetensors",
+    REPORT,
 )
 # Live logs of the run, and what stands there: a folder of this name may also be the user's own.
 LOGS, LOG_IDS = "logs", "runs.json"
