@@ -36,8 +36,9 @@ def main() -> int:
             print(f"{name} failed: {error}", file=sys.stderr)
             failed += 1
             continue
-        print(result.markdown(), flush=True)
+        # Saved first: what comes after hours of work is not to be lost to what prints it.
         result.save(chosen.out, name)
+        print(result.markdown(), flush=True)
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     return 1 if failed else 0
 

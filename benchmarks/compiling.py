@@ -15,7 +15,7 @@ from benchmarks.results import Result
 from vaentropy import MonteCarlo, vae1, vae3
 from vaentropy.networks import ConvDecoder, ConvEncoder
 from vaentropy.training.compiling import Compiled
-from vaentropy.training.step import objective, training_step
+from vaentropy.training.step import gradients, training_step
 from vaentropy.vae import VAE
 
 SHAPE = (1, 28, 28)
@@ -84,11 +84,11 @@ def _steps(
         parameter.requires_grad_(False)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, generator = torch.optim.Adam(learned, fused=True), torch.Generator(device).manual_seed(0)
-    call = Compiled() if compiled else objective
+    call = Compiled() if compiled else gradients
 
     def steps() -> None:
         for _ in range(STEPS):
             nodes = MonteCarlo(1).nodes(batch_size, model.latent_shape, generator=generator, dtype=x.dtype)
-            training_step(model, x, nodes, optimizer, adapt=0.1, objective=call, **options)
+            training_step(model, x, nodes, optimizer, adapt=0.1, gradients=call, **options)
 
     return steps

@@ -40,7 +40,7 @@ class Result:
 
     Attributes:
         title: what was asked.
-        rows: of the table, one mapping from column to text or number each; equal columns in all.
+        rows: of the table, one mapping from column to text or number each; what a row lacks is left empty.
         notes: what a reader has to know besides, one line each; what was skipped, and why.
         machine: that it was measured on.
         data: what a figure is drawn from; in JSON alone.
@@ -56,11 +56,11 @@ class Result:
 
     def markdown(self) -> str:
         """A table, with its title above and the notes below."""
-        columns = list(self.rows[0]) if self.rows else []
+        columns = list(dict.fromkeys(column for row in self.rows for column in row))
         lines = [f"### {self.title}", ""]
         if columns:
             lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-            lines += ["| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in self.rows]
+            lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in self.rows]
         lines += [f"\n{note}" for note in self.notes]
         where = ", ".join(f"{name} {value}" for name, value in self.machine.items() if value is not None)
         return "\n".join([*lines, "", f"Measured on: {where}.", ""])

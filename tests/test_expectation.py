@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from vaentropy.errors import UsageError
-from vaentropy.expectation import Antithetic, Expectation, Frozen, GaussHermite, MonteCarlo, Sobol
+from vaentropy.expectation import Antithetic, Expectation, Frozen, GaussHermite, MonteCarlo, Sobol, _kept
 
 from .models import F64, TIGHT, close
 
@@ -38,6 +38,10 @@ def test_shapes_weights_and_types(expectation, latent_shape, dtype):
     assert nodes.weights.shape == (count,) and nodes.weights.dtype == F64
     assert bool((nodes.weights > 0).all()) and close(nodes.weights.sum(), 1.0)
     assert nodes.group == {MonteCarlo: 1, Antithetic: 2}.get(type(expectation))
+    if isinstance(expectation, GaussHermite):
+        assert nodes.step_weights.dtype == dtype and close(nodes.step_weights, nodes.weights, tolerance=1e-7)
+    else:
+        assert nodes.step_weights is None and len(nodes.weights.unique()) == 1
 
 
 @pytest.mark.parametrize("expectation", [MonteCarlo(50), Antithetic(50), Frozen(0, 20_000), Sobol(20_000)], ids=repr)
@@ -203,6 +207,25 @@ def test_both_precisions_draw_the_same_where_the_noise_is_shared(expectation):
         single, double = draw(expectation, dtype=torch.float32), draw(expectation)
         assert close(single.noise, double.noise, 1 + double.noise.abs(), tolerance=1e-7)
         assert close(single.weights, double.weights)
+
+
+@pytest.mark.parametrize("expectation", SHARED, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_nodes_that_a_caller_changes_are_his_own(expectation, dtype):
+    with torch.inference_mode():
+        first = draw(expectation, dtype=dtype)
+        before = first.noise.clone(), first.weights.clone()
+        first.noise.zero_(), first.weights.zero_()
+    again = draw(expectation, dtype=dtype)
+    assert torch.equal(again.noise, before[0]) and torch.equal(again.weights, before[1])
+    assert not again.noise.is_inference()
+
+
+@pytest.mark.parametrize("expectation", ALL, ids=repr)
+def test_nodes_are_where_their_generator_is_whatever_the_default_device(expectation):
+    _kept.cache_clear()
+    with torch.device("meta"):
+        assert draw(expectation).noise.device.type == draw(expectation).weights.device.type == "cpu"
 
 
 @pytest.mark.parametrize("expectation", ALL, ids=repr)

@@ -46,7 +46,7 @@ def names():
 
 def test_the_code_runs(names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert len(BLOCKS) == 10
+    assert len(BLOCKS) == 12
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
     assert names["new"].shape == (16, 64)

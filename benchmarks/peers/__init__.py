@@ -9,6 +9,7 @@ peer, `run_NAME.py` the script that `serve`s its measurements.
 
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ __all__ = ["PeerMissing", "driven", "environment", "peer"]
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE.parent / ".venvs"
 SECONDS_TO_INSTALL = 900
+SECONDS_TO_ANSWER = 300  # a library is imported, or a step compiled, and an epoch measured
 SECONDS_TO_END = 10
 STAMP = "requirements.txt"  # in a finished environment, what it was made from
 WORDS_OF_REASON = 40
@@ -90,15 +92,18 @@ def _last_words(said: str | None) -> str:
 
 
 @contextmanager
-def driven(command: Sequence[str], *, threads: int) -> Iterator[SecondsPerStep]:
+def driven(
+    command: Sequence[str], *, threads: int, seconds_to_answer: float = SECONDS_TO_ANSWER
+) -> Iterator[SecondsPerStep]:
     """A process that answers as `serve` does, for as long as the context is open.
 
     Args:
         command: that starts it.
         threads: that it may use.
+        seconds_to_answer: that it has for its first line, and for each answer.
 
     Raises:
-        PeerMissing: it does not start, or ended before it had answered.
+        PeerMissing: it does not start, ended before it had answered, or did not answer in time.
     """
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as talk:
         try:
@@ -115,10 +120,11 @@ def driven(command: Sequence[str], *, threads: int) -> Iterator[SecondsPerStep]:
         except OSError as error:
             raise PeerMissing(f"it does not start: {error.strerror}") from error
         try:
-            _answer(process, talk)
+            _answer(process, talk, seconds_to_answer)
 
             def seconds_per_step(*, batch_size: int, steps: int) -> float:
-                return _answer(process, talk, batch_size=batch_size, steps=steps)["seconds_per_step"]
+                answer = _answer(process, talk, seconds_to_answer, batch_size=batch_size, steps=steps)
+                return answer["seconds_per_step"]
 
             yield seconds_per_step
         finally:
@@ -133,13 +139,17 @@ def _with_threads(threads: int) -> dict[str, str]:
     return {**os.environ, **pools, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
-def _answer(process: subprocess.Popen[str], talk: IO[str], **request: int) -> dict[str, Any]:
+def _answer(process: subprocess.Popen[str], talk: IO[str], seconds: float, **request: int) -> dict[str, Any]:
     """The next line that the process answers, to a request if there is one."""
     assert process.stdin is not None and process.stdout is not None
     try:
         if request:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
+        # One answer to each request, so that no line waits in the buffer, which select does not see.
+        if not select.select([process.stdout], [], [], seconds)[0]:
+            process.kill()
+            raise PeerMissing(f"it did not answer in {seconds:g} s")
         return json.loads(process.stdout.readline())
     except (OSError, ValueError) as error:
         talk.seek(0)

@@ -18,6 +18,8 @@ from vaentropy.errors import UsageError
 __all__ = ["Antithetic", "Expectation", "Frozen", "GaussHermite", "MonteCarlo", "Nodes", "Sobol"]
 
 MAX_NODES = 1_000_000
+# Sets of nodes that are kept where they were used last, of all settings, devices and dtypes.
+KEPT = 8
 # Sobol points are multiples of 2^-30 in [0, 1); half a cell more keeps them off 0, where the normal quantile is -inf.
 SOBOL_CELL = 2.0**-30
 
@@ -29,15 +31,16 @@ class Nodes:
     Attributes:
         noise: (K, B, *latent), or (K, 1, *latent) where all data points share it.
         weights: (K,), sum 1; float64 on the CPU.
-        uniform: all weights are equal.
         group: how many consecutive nodes form one independent draw (2 for antithetic pairs); None where the draws are
             not independent between data points, so that no Monte Carlo error can be had from them.
+        step_weights: (K,), the weights once more, in the dtype and on the device of the noise, so that a step of
+            training copies nothing to it; None where all are equal.
     """
 
     noise: Float[Tensor, "K B *latent"]
     weights: Float[Tensor, "K"]
     group: int | None
-    uniform: bool = True
+    step_weights: Float[Tensor, "K"] | None = None
 
 
 @lru_cache(maxsize=16)
@@ -121,13 +124,30 @@ class Antithetic(Expectation):
         return Nodes(torch.stack([half, -half], 1).flatten(0, 1), _uniform(self.num_samples), group=2)
 
 
-@lru_cache(maxsize=16)
-def _frozen_noise(num_samples: int, latent_shape: tuple[int, ...], seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn((num_samples, 1, *latent_shape), generator=generator, dtype=torch.float64)
+class _Shared(Expectation):
+    """Base of those whose nodes all data points share: they are made once, and kept where they are used."""
+
+    @abstractmethod
+    def _made(self, latent_shape: tuple[int, ...]) -> tuple[Float[Tensor, "K 1 *latent"], Float[Tensor, "K"] | None]:
+        """Noise and weights, float64 on the CPU; no weights where all are equal."""
+
+    def nodes(self, batch_size, latent_shape, *, generator, dtype) -> Nodes:
+        """Noise (K, 1, *latent)."""
+        kept = _kept(self, tuple(latent_shape), generator.device, dtype)
+        # Copies, on the device: what a caller changes in place is not what the next one gets.
+        step_weights = None if kept.step_weights is None else kept.step_weights.clone()
+        return replace(kept, noise=kept.noise.clone(), weights=kept.weights.clone(), step_weights=step_weights)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=KEPT)
+def _kept(expectation: _Shared, latent_shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Nodes:
+    noise, weights = expectation._made(latent_shape)
+    placed = noise.to(device, dtype)
+    if weights is None:
+        return Nodes(placed, _uniform(len(noise)), group=None)
+    return Nodes(placed, weights, group=None, step_weights=weights.to(device, dtype))
+
+
 def _sobol_noise(num_samples: int, latent_shape: tuple[int, ...], seed: int) -> Tensor:
     size = int(np.prod(latent_shape, dtype=int))
     limit = torch.quasirandom.SobolEngine.MAXDIM
@@ -140,12 +160,12 @@ def _sobol_noise(num_samples: int, latent_shape: tuple[int, ...], seed: int) -> 
     return torch.special.ndtri(uniform).reshape(num_samples, 1, *latent_shape)
 
 
-@lru_cache(maxsize=16)
 def _hermite(nodes_per_axis: int, latent_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     size = int(np.prod(latent_shape, dtype=int))
     if nodes_per_axis == 1:
         # numpy's grids end at 64 axes; this one is a single point.
-        return torch.zeros(1, 1, *latent_shape, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+        noise = torch.zeros(1, 1, *latent_shape, dtype=torch.float64, device="cpu")
+        return noise, torch.ones(1, dtype=torch.float64, device="cpu")
     if nodes_per_axis**size > MAX_NODES:
         raise UsageError(
             f"GaussHermite({nodes_per_axis}) for {size} latents has {nodes_per_axis}^{size} nodes, expected at most "
@@ -159,7 +179,7 @@ def _hermite(nodes_per_axis: int, latent_shape: tuple[int, ...]) -> tuple[Tensor
 
 
 @dataclass(frozen=True)
-class Sobol(Expectation):
+class Sobol(_Shared):
     """One scrambled Sobol net, shared by all data points; no Monte Carlo error, since its points are not independent.
 
     Args:
@@ -174,14 +194,13 @@ class Sobol(Expectation):
         require_count("num_samples", self.num_samples)
         require_seed(self.seed)
 
-    def nodes(self, batch_size, latent_shape, *, generator, dtype) -> Nodes:
+    def _made(self, latent_shape: tuple[int, ...]) -> tuple[Tensor, None]:
         """Noise (K, 1, *latent)."""
-        noise = _sobol_noise(self.num_samples, tuple(latent_shape), self.seed)
-        return Nodes(noise.to(generator.device, dtype, copy=True), _uniform(self.num_samples), group=None)
+        return _sobol_noise(self.num_samples, latent_shape, self.seed), None
 
 
 @dataclass(frozen=True)
-class Frozen(Expectation):
+class Frozen(_Shared):
     """The same normal draws for all data points, batches and calls: the ELBO becomes a deterministic function.
 
     Networks trained on them fit the noise: evaluate with fresh noise afterwards.
@@ -198,14 +217,14 @@ class Frozen(Expectation):
         require_count("num_samples", self.num_samples)
         require_seed(self.seed)
 
-    def nodes(self, batch_size, latent_shape, *, generator, dtype) -> Nodes:
+    def _made(self, latent_shape: tuple[int, ...]) -> tuple[Tensor, None]:
         """Noise (K, 1, *latent)."""
-        noise = _frozen_noise(self.num_samples, tuple(latent_shape), self.seed)
-        return Nodes(noise.to(generator.device, dtype, copy=True), _uniform(self.num_samples), group=None)
+        shape = (self.num_samples, 1, *latent_shape)
+        return torch.randn(shape, generator=self.generator(), dtype=torch.float64, device="cpu"), None
 
 
 @dataclass(frozen=True)
-class GaussHermite(Expectation):
+class GaussHermite(_Shared):
     """Tensor-product Gauss-Hermite quadrature: exact for polynomials of degree up to 2k - 1 in each latent.
 
     Args:
@@ -217,7 +236,6 @@ class GaussHermite(Expectation):
     def __post_init__(self) -> None:
         require_count("nodes_per_axis", self.nodes_per_axis)
 
-    def nodes(self, batch_size, latent_shape, *, generator, dtype) -> Nodes:
-        """Noise (K, 1, *latent)."""
-        noise, weights = _hermite(self.nodes_per_axis, tuple(latent_shape))
-        return Nodes(noise.to(generator.device, dtype, copy=True), weights.clone(), group=None, uniform=False)
+    def _made(self, latent_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Noise (K, 1, *latent), and weights."""
+        return _hermite(self.nodes_per_axis, latent_shape)

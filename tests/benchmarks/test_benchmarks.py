@@ -7,11 +7,12 @@ import sys
 import pytest
 import torch
 
-from benchmarks import step
+from benchmarks import gpu, step
 from benchmarks.measure import interleaved, ratio
 from benchmarks.problems import images
 from benchmarks.results import Result
 from vaentropy import vae1
+from vaentropy.training.history import History
 
 
 def test_a_ratio_is_that_of_medians_with_the_spread_of_pairs():
@@ -60,6 +61,20 @@ def test_epochs_of_fit_and_of_others_take_turns():
     assert len(calls) == 6  # the first and the last do not count
 
 
+def test_a_training_on_a_gpu_is_measured_after_a_shorter_one():
+    calls = []
+
+    def train(epochs):
+        calls.append((epochs, torch.rand(()).item()))
+        rows = [{"epoch": epoch, "seconds": 10.0 if epoch == 0 else 10.0 + epoch} for epoch in range(epochs)]
+        return [History([*rows[:-1], rows[-1] | {"train_elbo": elbo}]) for elbo in (3.0, 1.0)]
+
+    row = gpu.measured(train, 5, "cpu")
+    assert [epochs for epochs, _ in calls] == [gpu.WARMUP_EPOCHS, 5] and calls[0][1] == calls[1][1]
+    assert row["s an epoch"] == 1.0 and (row["worst ELBO"], row["best ELBO"]) == (1.0, 3.0)
+    assert row["MB held"] == ""
+
+
 def test_results_are_a_table_and_json(tmp_path):
     result = Result(
         "Title", [{"what": "a", "ms": 1.23456}], notes=["a note"], machine={"device": "here"}, data={"x": [1]}
@@ -72,6 +87,11 @@ def test_results_are_a_table_and_json(tmp_path):
 
 
 @pytest.mark.slow
+def test_rows_may_lack_what_others_have():
+    text = Result("title", [{"a": "x"}, {"a": "y", "b": 2.0}]).markdown()
+    assert "| a | b |" in text and "| x |  |" in text and "| y | 2 |" in text
+
+
 @pytest.mark.parametrize("name", ["step", "gpu"])
 def test_the_command_runs_quickly_on_request(name, tmp_path):
     command = [sys.executable, "-m", "benchmarks", name, "--quick", "--out", str(tmp_path)]

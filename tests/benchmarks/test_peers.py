@@ -57,6 +57,27 @@ def test_a_peer_that_fails_says_why(tmp_path):
         seconds_per_step(batch_size=64, steps=0)
 
 
+@pytest.mark.parametrize("silent", [pytest.param("begins", marks=pytest.mark.slow), "answers"])
+def test_a_peer_that_does_not_answer_is_ended_and_says_so(tmp_path, silent):
+    text = f"""
+import os, pathlib, sys, time
+sys.path.insert(0, {str(HERE)!r})
+from serve import serve
+pathlib.Path({str(tmp_path)!r}, "pid").write_text(str(os.getpid()))
+if {silent!r} == "begins":
+    time.sleep(60)
+serve(lambda batch_size, steps: time.sleep(60))
+"""
+    with (
+        pytest.raises(PeerMissing, match=r"it did not answer in 2 s"),
+        driven(fake(tmp_path, text), threads=1, seconds_to_answer=2.0) as seconds_per_step,
+    ):
+        assert silent == "answers"
+        seconds_per_step(batch_size=64, steps=1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -129,11 +129,11 @@ def test_a_signal_waits_for_the_end_of_the_step_and_writes_a_checkpoint(x, tmp_p
 
 
 def test_a_signal_during_the_last_evaluations_is_no_loss(x, tmp_path, monkeypatch):
-    from vaentropy.training import loop
+    from vaentropy.training import course
 
     whole = make(vae2)
     history = fit(whole, x[:110], held_out=x[110:], **OPTIONS)
-    real = loop.evaluate
+    real = course.evaluate
     for call in range(5):
         folder, calls = tmp_path / f"{call}", 0
 
@@ -145,7 +145,7 @@ def test_a_signal_during_the_last_evaluations_is_no_loss(x, tmp_path, monkeypatc
             return real(*args, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "evaluate", evaluate)
+            patch.setattr(course, "evaluate", evaluate)
             with pytest.raises(Interrupted):
                 fit(make(vae2), x[:110], held_out=x[110:], **OPTIONS, checkpoints=folder)
         model = make(vae2)

@@ -2,6 +2,9 @@
 
 import copy
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from vaentropy.families import vae0, vae1, vae2, vae3
 from vaentropy.likelihoods import Bernoulli, Gaussian, Poisson
 from vaentropy.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from vaentropy.training import fit, fit_replicates, replicates, warmup
+from vaentropy.training.stack import memory
 from vaentropy.vae import VAE
 
 # Batches of 24 or 25 points: smaller ones move analytic variances less.
@@ -210,6 +214,73 @@ def test_large_batches_are_trained_one_after_the_other(x, monkeypatch):
     sizes.clear()
     compare(with_batch_norm, x, tolerance=1e-7)
     assert not sizes
+
+
+@pytest.mark.parametrize(("room", "sizes"), [(5.5, {5}), (3.5, {2, 3}), (0.0, set())])
+def test_as_many_go_together_as_there_is_memory_for(x, monkeypatch, room, sizes):
+    stacked, epochs, first = set(), [], {"epochs": 1, "batch_size": 25}
+    models, alone = several(lambda: vae1(5, 2, (6,)), 5), several(lambda: vae1(5, 2, (6,)), 5)
+    size = 4 * len(x) + memory(models[0], x[:2], 25)
+    real = replicates.Stack.step
+    monkeypatch.setattr(replicates, "_room", lambda device: room * size)
+    monkeypatch.setattr(
+        replicates.Stack, "step", lambda self, batch, *a, **o: stacked.add(len(batch)) or real(self, batch, *a, **o)
+    )
+    histories = fit_replicates(models, x, **first, on_epoch=lambda number, row: epochs.append(number))
+    assert stacked == sizes and epochs == list(range(5))
+    for seed, (model, history) in enumerate(zip(alone, histories, strict=True)):
+        require_same_rows(history, fit(model, x, seed=seed, **first))
+    require_same(models, alone)
+
+
+def test_a_model_that_is_none_of_a_later_group_is_named(x, monkeypatch):
+    models = [with_layer(Calls(torch.relu)) for _ in range(5)] + [with_layer(Calls(torch.sin))]
+    size = 4 * len(x) + memory(models[0], x[:2], len(x))
+    monkeypatch.setattr(replicates, "_room", lambda device: 3.5 * size)
+    with pytest.raises(UsageError, match=r"models\[5\] computes something else than the layers of models\[3\]"):
+        fit_replicates(models, x)
+
+
+def test_the_room_on_a_gpu_is_half_of_what_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    assert replicates._room(torch.device("cuda", 0)) == 600
+    assert replicates._room(torch.device("cpu")) == math.inf
+
+
+# In a process of its own, whose memory is that of the stack.
+PEAK = """
+import torch
+from vaentropy import vae3
+from vaentropy.training.settings import Settings
+from vaentropy.training.stack import Stack, memory
+
+def resident(name):
+    lines = open("/proc/self/status")
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+def stacked(number):
+    models, x, noise = [vae3(64, 2) for _ in range(number)], torch.rand(number, 200, 64), torch.randn(number, 1, 200, 2)
+    estimate, before = number * memory(models[0], x[0, :2], 200), resident("VmRSS")
+    stack = Stack(models, [Settings()] * number)
+    stack.save()
+    for _ in range(2):
+        stack.step(x, noise, None, beta=1.0, adapt=0.0, factor=1.0)
+    return estimate / (resident("VmHWM") - before)
+
+stacked(2)
+print(stacked(150))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_the_memory_of_a_stack_is_about_what_was_estimated():
+    command = [sys.executable, "-c", PEAK]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert 0.7 < float(done.stdout) < 2.5
 
 
 @pytest.mark.slow

@@ -2,17 +2,22 @@
 
 import math
 
+import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vaentropy import VAE, MonteCarlo, fit, vae1, vae2, vae3
+from vaentropy.expectation import Frozen, GaussHermite, Sobol, _kept
 from vaentropy.networks import ConvDecoder, ConvEncoder, MLPDecoder
 from vaentropy.training import loop
 
 
 class Waiting(TorchDispatchMode):
-    """Counts operations that wait for the device to bring a number to Python; it sees no copies between devices."""
+    """Counts operations that wait for the device: to bring a number to Python, and to take one in another dtype.
+
+    Of copies between devices it sees those that change float64, in which everything on the CPU alone is, to float32.
+    """
 
     def __init__(self):
         super().__init__()
@@ -20,6 +25,8 @@ class Waiting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default):
+            self.waits += 1
+        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64:
             self.waits += 1
         return func(*args, **(kwargs or {}))
 
@@ -49,6 +56,9 @@ def test_waiting_sees_a_wait():
     with Waiting() as waiting:
         float(torch.ones(3).sum())
     assert waiting.waits == 1
+    with Waiting() as waiting:
+        torch.ones(3, dtype=torch.float64).to(torch.float32)
+    assert waiting.waits == 1
 
 
 def test_watching_costs_no_forward_pass_and_no_wait_for_the_device(monkeypatch):
@@ -62,6 +72,16 @@ def test_watching_costs_no_forward_pass_and_no_wait_for_the_device(monkeypatch):
             assert counts["steps"] == counts["encoder"] == counts["decoder"] == 9
             assert counts["waits"] == 0
             monkeypatch.undo()
+
+
+@pytest.mark.parametrize("expectation", [Frozen(7, 3), Sobol(4, 7), GaussHermite(3)], ids=repr)
+def test_nodes_that_all_points_share_are_brought_to_the_device_once(monkeypatch, expectation):
+    x = torch.rand(60, 5, generator=torch.Generator().manual_seed(0))
+    _kept.cache_clear()
+    counts = watched(monkeypatch, model := vae1(5, 2, (4,)))
+    fit(model, x, epochs=2, batch_size=20, expectation=expectation)
+    # Noise, and weights where they differ: at the first step of six.
+    assert counts["waits"] == (2 if isinstance(expectation, GaussHermite) else 1) and counts["steps"] == 6
 
 
 def test_bf16_networks_learn_as_much_and_sums_are_as_exact():

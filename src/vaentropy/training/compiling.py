@@ -1,12 +1,14 @@
-"""`Compiled`: an objective by torch.compile where that works, and as it is where it does not."""
+"""`Compiled`: the gradients of an objective by torch.compile where that works, and as they are where it does not."""
 
 import logging
+from collections.abc import Iterable
 from types import FunctionType
 
 import torch
 
 from vaentropy._typing import Tensor
-from vaentropy.training.step import Objective, objective
+from vaentropy.training.step import Objective, gradients, objective
+from vaentropy.vae import VAE
 
 __all__ = ["COMPILING_PAYS", "Compiled"]
 
@@ -17,27 +19,50 @@ COMPILING_PAYS = 50_000
 
 
 class Compiled:
-    """`objective`, compiled at the first call; it falls back to the original for good, with a line in the log."""
+    """`gradients` of an objective that is compiled at the first call, of one model.
+
+    It falls back to the original for good, with a line in the log, wherever the compiled one fails: in the forward
+    pass, or in the backward pass, which is compiled by itself.
+    """
 
     def __init__(self, original: Objective = objective):
         self._call: Objective | None = None
         self._original = original
+        self._changed: list[Tensor] = []
 
-    def __call__(self, *args, **options) -> tuple[Tensor, Tensor]:
-        """See `objective`."""
+    def __call__(self, model: VAE, x: Tensor, *args, beta: float = 1.0, **options) -> Tensor:
+        """See `gradients`."""
         if self._call is self._original:
-            return self._original(*args, **options)
+            return gradients(model, x, *args, of=self._original, beta=beta, **options)
+        if self._call is None:
+            # What a forward pass changes: running means and σ². There are few, and a copy takes some µs of a step.
+            self._changed = [*model.buffers(), *model.variance_parameters()]
+        before = [tensor.detach().clone() for tensor in self._changed]
         try:
             self._call = self._call or _compiled(self._original)
-            return self._call(*args, **options)
+            return gradients(model, x, *args, of=self._call, beta=_variable(beta, x), **options)
         except Exception as error:
             # What torch.compile raises is no one family of errors, and depends on the backend. An error of the model's
             # own comes again, below.
             self._call = self._original
-            result = self._original(*args, **options)
+            self._put_back(before, model.parameters())
+            sums = gradients(model, x, *args, of=self._original, beta=beta, **options)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             logger.warning("training goes on without torch.compile, which failed: %s", reason)
-            return result
+            return sums
+
+    @torch.no_grad()
+    def _put_back(self, before: Iterable[Tensor], parameters: Iterable[Tensor]) -> None:
+        """Undo half a step."""
+        for tensor, value in zip(self._changed, before, strict=True):
+            tensor.copy_(value)
+        for parameter in parameters:
+            parameter.grad = None
+
+
+def _variable(beta: float, x: Tensor) -> float | Tensor:
+    """β as a tensor: each other number would be compiled anew. 1 stays a number, which spares a product."""
+    return beta if beta == 1 else torch.full((), beta, dtype=x.dtype, device=x.device)
 
 
 def _compiled(original: Objective) -> Objective:

@@ -178,7 +178,7 @@ def fit(
             )
             loop.begin(resume=resume)
             loop.run()
-    return loop.history
+    return loop.course.history
 
 
 @contextmanager

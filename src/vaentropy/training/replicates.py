@@ -2,7 +2,8 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,17 +12,17 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from vaentropy._typing import Num, Tensor
+from vaentropy._typing import Tensor
 from vaentropy.checks import require_function, require_instance, require_seed
-from vaentropy.data.batches import Batches
 from vaentropy.data.given import Data
 from vaentropy.data.source import Source
 from vaentropy.errors import UsageError, shown
-from vaentropy.expectation import Expectation, MonteCarlo, Nodes
+from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.likelihoods import Likelihood
 from vaentropy.passes import check_log_jacobian
 from vaentropy.progress import Report, progress_bar
 from vaentropy.seeding import seeded
+from vaentropy.training.course import Course
 from vaentropy.training.data import TrainingData, none_if_empty
 from vaentropy.training.fit import adam, channels_last, prepared
 from vaentropy.training.history import History, Row
@@ -29,9 +30,9 @@ from vaentropy.training.interruption import Interruption
 from vaentropy.training.loop import Loop
 from vaentropy.training.schedules import Beta
 from vaentropy.training.settings import Schedule, Settings, Variances
-from vaentropy.training.stack import Stack, flops
-from vaentropy.training.state import Snapshot, TrainingState
-from vaentropy.training.step import RunningSums
+from vaentropy.training.stack import Stack, flops, memory
+from vaentropy.training.state import Progress, TrainingState
+from vaentropy.training.together import Together
 from vaentropy.vae import VAE
 
 __all__ = ["fit_replicates"]
@@ -42,6 +43,9 @@ logger = logging.getLogger(__name__)
 # what a stack saves is the time around the products, about 0.8 ms a step, and above that it no longer fits the cache.
 # Measured with 64-50-50-2: up to 640 rows.
 STACKING_PAYS = 1.5e7
+# Part of a GPU's free memory that stacked models may take; the rest is for evaluations, and what the estimate misses.
+ROOM = 0.5
+ORDER_BYTES = 4  # of a row's place in the order of an epoch, which each model has of its own
 
 
 def fit_replicates(
@@ -70,7 +74,8 @@ def fit_replicates(
     """Train several models of one architecture in place, each as `fit` would with its seed, to rounding, but faster.
 
     Each model has its own order of the data, noise and learning rate. Small models take their steps together, as one
-    computation; where one model's batch is enough work for the CPU, they are trained one after the other.
+    computation; where one model's batch is enough work for the CPU, they are trained one after the other. On a GPU as
+    many go together as there is memory for.
 
     A model that diverges goes back to the end of its last good epoch and stays there, as its `History.stopped` says;
     the others go on. There are no checkpoints, rollbacks, `patience` or `plateau`: use `fit` for these, as for
@@ -126,34 +131,16 @@ def fit_replicates(
             stack.enter_context(prepared(model, variances))
         _check_alike(models)
         _check_not_random(models[0])
-        together = _together_pays(models, x, settings[0])
-        num_steps = epochs * len(x) * (1 if together else len(models))
-        report = stack.enter_context(progress_bar(num_steps, "steps", show=progress))
-
-        def loop_of(number: int) -> Loop:
-            model, each = models[number], settings[number]
-            if together:
-                state, of_model = _StackedState(model, torch.optim.SGD(model.parameters()), _noise(x, each)), x
+        groups = _groups(models, x, settings[0])
+        report = stack.enter_context(progress_bar(epochs * len(x) * len(groups), "steps", show=progress))
+        common = _Common(x, x_held_out, log_jacobian, report, on_epoch or _ignored)
+        histories: list[History] = []
+        for group in groups:
+            if len(group) == 1:
+                histories.append(_train_alone(models[group.start], settings[group.start], group.start, common))
             else:
-                state = TrainingState(model, adam(model, each), _noise(x, each))
-                of_model = TrainingData(model, x.rows, "data", **{**how, "seed": each.seed})
-            return Loop(
-                state=state,
-                data=of_model,
-                held_out=x_held_out,
-                settings=each,
-                log_jacobian=log_jacobian,
-                report=_silent if together else report,
-                interruption=Interruption(),
-                on_epoch=_for_model(on_epoch, number),
-            )
-
-        if together:
-            loops = [loop_of(number) for number in range(len(models))]
-            _Together(loops, x, report).run()
-            return [loop.history for loop in loops]
-        # One loop at a time: its clock runs from here, and so does its optimiser's memory.
-        return [_run_alone(loop_of, number, models[number], settings[number], x) for number in range(len(models))]
+                histories += _train_together(models, settings, group, common)
+    return histories
 
 
 # Arguments.
@@ -246,157 +233,116 @@ def _check_not_random(model: VAE) -> None:
             )
 
 
-def _together_pays(models: Sequence[VAE], x: TrainingData, settings: Settings) -> bool:
-    """Whether the models take their steps together.
+def _groups(models: Sequence[VAE], x: TrainingData, settings: Settings) -> list[range]:
+    """Numbers of the models that take their steps together, one group after the other.
 
     Raises:
         UsageError: they cannot.
     """
     assert isinstance(x.rows, Tensor)
     some = x.rows[:1].nan_to_num(nan=0.0).expand(2, *x.rows.shape[1:])
-    Stack([copy.deepcopy(model) for model in models], [settings] * len(models)).try_out(some, copy.deepcopy(models))
     generator = torch.Generator(some.device)
     nodes = settings.expectation.nodes(2, models[0].latent_shape, generator=generator, dtype=some.dtype)
-    work = flops(models[0], some) * min(settings.batch_size, len(x.rows)) * len(nodes.noise)
-    return some.device.type != "cpu" or work <= STACKING_PAYS
+    num_rows = min(settings.batch_size, len(x.rows)) * len(nodes.noise)
+    size = ORDER_BYTES * len(x.rows) + memory(models[0], some, num_rows)
+    groups = _parts(len(models), max(1, int(min(len(models), _room(some.device) // size))))
+    for group in groups:
+        copies = [copy.deepcopy(models[number]) for number in group]
+        Stack(copies, [settings] * len(copies)).try_out(some, copy.deepcopy(copies), first=group.start)
+    if some.device.type == "cpu" and flops(models[0], some) * num_rows > STACKING_PAYS:
+        return _parts(len(models), 1)
+    return groups
 
 
-def _noise(x: TrainingData, settings: Settings) -> torch.Generator:
-    return torch.Generator(x.device or "cpu").manual_seed(settings.seed)
+def _parts(number: int, largest: int) -> list[range]:
+    """Numbers below this one in parts of nearly equal size."""
+    count = math.ceil(number / largest)
+    return [range(part * number // count, (part + 1) * number // count) for part in range(count)]
 
 
-def _for_model(on_epoch: Callable[[int, Row], None] | None, number: int) -> Callable[[Row], None] | None:
-    return None if on_epoch is None else lambda row: on_epoch(number, row)
+def _room(device: torch.device) -> float:
+    """Bytes that stacked models may take on a device; on the CPU nobody counts, since large models are not stacked."""
+    if device.type != "cuda":
+        return math.inf
+    free, _ = torch.cuda.mem_get_info(device)
+    # What PyTorch holds and does not use counts as taken there.
+    return ROOM * (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
 # Training.
 
 
-class _StackedState(TrainingState):
-    """The state of one of several models; their stack takes it down and puts it back, and has the optimiser."""
+@dataclass(frozen=True)
+class _Common:
+    """What all trainings have in common; `on_epoch` is called with the number of the model."""
 
-    def snapshot(self, over: Snapshot | None = None) -> Snapshot:
-        return Snapshot({}, {})
+    x: TrainingData
+    held_out: TrainingData | None
+    log_jacobian: Tensor | float
+    report: Report
+    on_epoch: Callable[[int, Row], None]
 
 
-def _silent(note: str = "", /, advance: int = 1) -> None:
+def _ignored(number: int, row: Row) -> None:
     return
 
 
-def _run_alone(loop_of: Callable[[int], Loop], number: int, model: VAE, settings: Settings, x: TrainingData) -> History:
-    """Train one model by itself."""
+def _train_together(
+    models: Sequence[VAE], settings: Sequence[Settings], group: range, common: _Common
+) -> list[History]:
+    courses = [
+        Course(
+            models[number],
+            Progress(),
+            common.x,
+            common.held_out,
+            settings[number],
+            common.log_jacobian,
+            Interruption(),
+        )
+        for number in group
+    ]
+    Together(
+        courses,
+        common.x,
+        common.report,
+        on_epoch=lambda place, row: common.on_epoch(group[place], row),
+        on_divergence=_stop,
+    ).run()
+    return [course.history for course in courses]
 
-    def stop(elbo: float) -> None:
-        loop.state.restore(loop.epoch_start)
-        _stop(loop, elbo)
 
-    with seeded(settings.seed, x.device or torch.device("cpu")), channels_last(model):
-        loop = loop_of(number)
-        loop.on_divergence = stop
+def _train_alone(model: VAE, settings: Settings, number: int, common: _Common) -> History:
+    how = {"batch_size": settings.batch_size, "seed": settings.seed, "missing": settings.missing}
+    x = TrainingData(model, common.x.rows, "data", **how)
+    device = x.device or torch.device("cpu")
+    with seeded(settings.seed, device), channels_last(model):
+        loop = Loop(
+            state=TrainingState(model, adam(model, settings), torch.Generator(device).manual_seed(settings.seed)),
+            data=x,
+            held_out=common.held_out,
+            settings=settings,
+            log_jacobian=common.log_jacobian,
+            report=common.report,
+            interruption=Interruption(),
+            on_epoch=lambda row: common.on_epoch(number, row),
+            on_divergence=_go_back_and_stop,
+        )
         loop.run()
-    return loop.history
+    return loop.course.history
 
 
-def _stop(loop: Loop, elbo: float) -> None:
+def _go_back_and_stop(loop: Loop, elbo: float) -> None:
+    loop.state.restore(loop.epoch_start)
+    _stop(loop.course, elbo)
+
+
+def _stop(course: Course, elbo: float) -> None:
     """End the training of a model that has diverged and gone back to the end of its last good epoch."""
-    epoch, settings = loop.state.progress.rows + 1, loop.settings
+    epoch, settings = course.progress.rows + 1, course.settings
     reason = (
         f"the ELBO became {elbo:.6g} in epoch {epoch}; the weights are those of the end of epoch {epoch - 1}; lower "
         f"the learning rate (now {settings.learning_rate:g}), or clip gradients (clip_norm=...)"
     )
     logger.warning("the model of seed %d stops: %s", settings.seed, reason)
-    loop.stop(reason)
-
-
-@dataclass
-class _Together:
-    """Models that take their steps together.
-
-    Args:
-        loops: of each.
-        x: the data, in memory.
-        report: progress bar, in steps of all.
-    """
-
-    loops: Sequence[Loop]
-    x: TrainingData
-    report: Report
-
-    def run(self) -> None:
-        """Train to the end."""
-        self.settings = self.loops[0].settings
-        self.stack = Stack([loop.state.model for loop in self.loops], [loop.settings for loop in self.loops])
-        self.left, self.steps, self.note = set(range(len(self.loops))), 0, ""
-        try:
-            for epoch in range(1, self.settings.epochs + 1):
-                if not self.left:
-                    break
-                self.stack.save()
-                self._end_epoch(*self._epoch(epoch))
-        finally:
-            for row in self.left:
-                self.stack.release(row)
-
-    def _epoch(self, number: int) -> tuple[Tensor, int]:
-        """Take the steps of an epoch; sums of each model (R, 3+2H), and the number of points."""
-        total, num_points = None, 0
-        for rows in self._orders(number):
-            sums = self._step(rows)
-            total = sums if total is None else total.add_(sums)
-            num_points += rows.shape[1]
-            self.report(self.note, 1)
-        assert total is not None
-        return total.cpu(), num_points
-
-    def _orders(self, number: int) -> Iterator[Num[Tensor, "R B"]]:
-        """Numbers of the rows in each model's batches."""
-        rows = self.x.rows
-        assert isinstance(rows, Tensor)
-        batches = [Batches(rows, each.settings.batch_size, each.settings.seed) for each in self.loops]
-        orders = torch.stack([each.order(number) for each in batches]).to(rows.device)
-        for batch in range(len(batches[0])):
-            yield orders[:, batches[0].bound(batch) : batches[0].bound(batch + 1)]
-
-    def _step(self, rows: Num[Tensor, "R B"]) -> Tensor:
-        x, settings, leader = self.x.rows, self.settings, self.loops[0]
-        assert isinstance(x, Tensor)
-        batch = x.index_select(0, rows.flatten()).unflatten(0, tuple(rows.shape))
-        observed = None
-        if self.x.may_be_missing:
-            observed = ~batch.isnan()
-            batch = batch.masked_fill(~observed, 0.0)
-        nodes = [self._nodes(loop, rows.shape[1], batch.dtype) for loop in self.loops]
-        done = leader.done(self.steps)
-        sums = self.stack.step(
-            batch,
-            torch.stack([each.noise for each in nodes]),
-            None if nodes[0].uniform else nodes[0].weights,
-            observed=observed,
-            beta=leader.beta_at(done),
-            adapt=settings.adapt(rows.shape[1]),
-            factor=leader.rate_at(done),
-        )
-        self.steps += 1
-        return sums
-
-    @staticmethod
-    def _nodes(loop: Loop, batch_size: int, dtype: torch.dtype) -> Nodes:
-        state = loop.state
-        return loop.settings.expectation.nodes(batch_size, state.model.latent_shape, generator=state.noise, dtype=dtype)
-
-    def _end_epoch(self, totals: Tensor, num_points: int) -> None:
-        finite = self.stack.finite()
-        elbos = []
-        for row in sorted(self.left):
-            loop = self.loops[row]
-            loop.state.progress.step = self.steps
-            means = RunningSums(totals[row], num_points).read()
-            if finite[row] and not loop.exploded(means["elbo"]):
-                loop.end_epoch(means)
-                elbos.append(means["elbo"])
-                continue
-            self.left.remove(row)
-            self.stack.go_back(row)
-            loop.state.progress.step = self.steps - len(self.x)
-            _stop(loop, means["elbo"])
-        self.note = f"ELBO {min(elbos):.3f} to {max(elbos):.3f}" if elbos else ""
+    course.stop(reason)

@@ -15,12 +15,17 @@ from vaentropy.training.settings import Settings
 from vaentropy.training.step import objective
 from vaentropy.vae import VAE
 
-__all__ = ["Stack", "flops"]
+__all__ = ["Stack", "flops", "memory"]
 
 # Units of rounding, relative to their size, by which the loss of a model may differ in the stack and by itself.
 AGREEMENT = 1e4
 # As torch.nn.utils.clip_grad_norm_ has it.
 CLIP_EPSILON = 1e-6
+# What a model takes at its peak: so many times its parameters (in the stack, as of the last good epoch, gradients in
+# pieces and as one, two moments of Adam's, the optimiser's own), and so many times what a forward pass keeps for the
+# backward pass. With both a stack's estimate is 0.9 to 2.5 times what a process on the CPU takes for it.
+COPIES = 7
+PEAK = 3
 
 
 class Stack:
@@ -193,12 +198,13 @@ class Stack:
         for place, name, index in self._slots[1]:
             place[name] = buffers[index]
 
-    def try_out(self, x: Tensor, models: Sequence[VAE]) -> None:
+    def try_out(self, x: Tensor, models: Sequence[VAE], *, first: int = 0) -> None:
         """Run the models once on rows (B, *data_shape), to see whether they can run as one; nothing is changed.
 
         Args:
             x: finite.
             models: the same models once more, each to be run by itself; only their buffers are changed.
+            first: number of the first one, for messages.
 
         Raises:
             UsageError: they cannot, or what one of them computes by itself is something else.
@@ -219,8 +225,8 @@ class Stack:
         apart = (losses - alone).abs() > AGREEMENT * torch.finfo(losses.dtype).eps * (1 + alone.abs())
         if bool(apart.any()):
             raise UsageError(
-                f"models[{int(apart.nonzero()[0])}] computes something else than the layers of models[0] would with "
-                "its weights, expected models of one architecture; train it on its own, by fit"
+                f"models[{first + int(apart.nonzero()[0])}] computes something else than the layers of models[{first}] "
+                "would with its weights, expected models of one architecture; train it on its own, by fit"
             )
 
 
@@ -267,3 +273,22 @@ def flops(model: VAE, x: Tensor) -> float:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         objective(model, x, x.new_zeros(1, len(x), *model.latent_shape))
     return counter.get_total_flops() / len(x)
+
+
+def memory(model: VAE, x: Tensor, num_rows: int) -> float:
+    """About how many bytes a model takes in a stack that steps on so many rows, like those of x (B, *data_shape)."""
+    model = copy.deepcopy(model)
+    kept: dict[int, int] = {}  # bytes of the largest tensor at each place in memory
+
+    def keep(tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        kept[place] = max(kept.get(place, 0), tensor.numel() * tensor.itemsize)
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss, _ = objective(model, x, x.new_zeros(1, len(x), *model.latent_shape))
+    parameters = sum(tensor.numel() * tensor.itemsize for tensor in (*model.parameters(), *model.buffers()))
+    for tensor in (*model.parameters(), *model.buffers()):
+        kept.pop(tensor.untyped_storage().data_ptr(), None)
+    del loss  # Its graph has lived until here, so that no two tensors had the same place.
+    return COPIES * parameters + PEAK * sum(kept.values()) / len(x) * num_rows

@@ -122,7 +122,7 @@ class TrainingState:
             ) from error
         device = next(self.model.parameters()).device
         self.sums = RunningSums(None if total is None else total.to(device, copy=True), num_points)
-        self.progress = Progress(**values)
+        vars(self.progress).update(values)
 
     def restore_weights(self, snapshot: Snapshot) -> None:
         """Put back weights and optimiser alone: where training is, stays."""

@@ -10,10 +10,11 @@ from vaentropy._typing import Bool, Float, Tensor
 from vaentropy.expectation import Nodes
 from vaentropy.vae import VAE
 
-__all__ = ["Objective", "Precision", "RunningSums", "objective", "training_step"]
+__all__ = ["Gradients", "Objective", "Precision", "RunningSums", "gradients", "objective", "training_step"]
 
 Precision = Literal["full", "bf16"]
 Objective = Callable[..., tuple[Tensor, Tensor]]
+Gradients = Callable[..., Tensor]
 
 # With more latents a history would hold hardly anything else than numbers of latents.
 MOST_LATENTS = 256
@@ -26,7 +27,7 @@ def objective(
     weights: Float[Tensor, "K"] | None = None,
     *,
     observed: Bool[Tensor, "B *data"] | None = None,
-    beta: float = 1.0,
+    beta: float | Float[Tensor, ""] = 1.0,
     adapt: float = 0.0,
     precision: Precision = "full",
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "S"]]:
@@ -45,7 +46,8 @@ def objective(
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
         terms = model.elbo_terms(x, noise, weights, observed=observed, adapt=adapt)
     kl = terms.kl.sum(-1)
-    loss = ((kl if beta == 1 else beta * kl) - terms.reconstruction).mean()
+    weighted = kl if not isinstance(beta, Tensor) and beta == 1 else beta * kl
+    loss = (weighted - terms.reconstruction).mean()
     if model.columns == "penalty":
         loss = loss + model.penalty()
     with torch.no_grad():
@@ -54,6 +56,21 @@ def objective(
         # In float32 the sums of many batches would be off by more than the gaps that are read from them.
         wide = torch.float32 if kl.device.type == "mps" else torch.float64
         return loss, rows.sum(0, dtype=wide)
+
+
+def gradients(
+    model: VAE,
+    x: Float[Tensor, "B *data"],
+    noise: Float[Tensor, "K #B H"],
+    weights: Float[Tensor, "K"] | None = None,
+    *,
+    of: Objective = objective,
+    **options: Any,
+) -> Float[Tensor, "S"]:
+    """Add the gradients of an objective to those of the parameters; return its sums. See `objective`."""
+    loss, sums = of(model, x, noise, weights, **options)
+    loss.backward()
+    return sums
 
 
 def training_step(
@@ -67,7 +84,7 @@ def training_step(
     adapt: float = 0.0,
     clip_norm: float | None = None,
     precision: Precision = "full",
-    objective: Objective = objective,
+    gradients: Gradients = gradients,
 ) -> Float[Tensor, "S"]:
     """Ascend reconstruction - β KL - penalty once; return the batch's sums from before the step.
 
@@ -81,15 +98,13 @@ def training_step(
         adapt: how far analytic variances move, see `VAE.elbo_terms`; 0 where they are learned by gradient.
         clip_norm: largest norm of the gradient; None does not clip.
         precision: of the networks, see `objective`.
-        objective: `objective`, or the same compiled.
+        gradients: `gradients`, or the same compiled.
     """
     for parameter in _parameters(optimizer):
         # What optimizer.zero_grad() does, in a tenth of its time.
         parameter.grad = None
-    weights = None if nodes.uniform else nodes.weights
     options = {"observed": observed, "beta": beta, "adapt": adapt, "precision": precision}
-    loss, sums = objective(model, x, nodes.noise, weights, **options)
-    loss.backward()
+    sums = gradients(model, x, nodes.noise, nodes.step_weights, **options)
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(_parameters(optimizer), clip_norm)
     optimizer.step()
