@@ -81,6 +81,8 @@ def test_a_history_is_thinned_and_keeps_its_last_row(subject):
 
 def test_features_with_the_largest_residuals_are_shown(subject):
     residuals = torch.linspace(-1, 0.5, 784, dtype=torch.float64)
-    train = replace(subject.diagnosis.train, decoder_residuals=residuals)
+    nothing = replace(subject.train.gains, feature_variance=None)
+    many = {"decoder_residuals": residuals, "optimal_feature_variance": None, "gains": nothing}
+    train = replace(subject.diagnosis.train, **many)
     found = tables.features(replace(subject, diagnosis=replace(subject.diagnosis, train=train)))
     assert len(found.rows) == tables.MOST_FEATURES and found.rows[0][:2] == [("0", 0), ("-1.0000", -1.0)]
