@@ -1,5 +1,6 @@
 """Live logs in the folder of a run: where they are, how they go on, and what happens to them with the run."""
 
+import importlib
 import json
 import os
 import sys
@@ -36,6 +37,9 @@ def environment(monkeypatch):
         if name.startswith(("WANDB_", "MLFLOW_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    # Its files are named by the second and a number, and read in the order of their names, in which 10 is before 9.
+    event_files = importlib.import_module("tensorboard.summary.writer.event_file_writer")
+    monkeypatch.setattr(event_files, "_global_uid", event_files.AtomicCounter(0))
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
 
 

@@ -69,7 +69,7 @@ data_folder = click.option(
 )
 device = click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...; auto takes a GPU if any.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace what --out names.")
-report = click.option("--report/--no-report", default=True, show_default=True, help="Write report.html into the run.")
+report = click.option("--report/--no-report", default=True, help="Write report.html into the run; default: write it.")
 log = click.option(
     "--log",
     type=CommaSeparated(str),
