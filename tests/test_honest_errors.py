@@ -162,6 +162,7 @@ def test_stderr_covers_the_population():
     assert_covers(coverage(evaluations(data_sets(20, REPETITIONS), EXACT), population(), "stderr"))
 
 
+@pytest.mark.slow
 def test_stderr_covers_the_population_with_weights_and_few_draws():
     # Then the error holds the Monte Carlo noise too.
     weights = torch.rand((REPETITIONS, POINTS), generator=torch.Generator().manual_seed(4), dtype=F64)

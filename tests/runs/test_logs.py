@@ -147,6 +147,7 @@ def test_what_is_not_installed_is_said_before_anything_is_done(config, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_command_logs_and_resumes(config, tmp_path, capfd):
     where = str(tmp_path / "run")
     options = ["--epochs", "2", "--hidden", "8", "--held-out", "0.2", "--json", "--log", "console,tensorboard"]

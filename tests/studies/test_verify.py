@@ -56,6 +56,7 @@ def test_every_case_of_verify_holds():
     assert all(case.holds for case in cases)
 
 
+@pytest.mark.slow
 def test_the_nonlinear_vae1_holds():
     case = CASES["vae1"]()
     assert case.relative_gap <= 1e-8 and case.gradient_norm <= 1e-6

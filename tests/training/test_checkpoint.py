@@ -70,7 +70,9 @@ def on_disk(folder):
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("every", "variances"), [(1, "analytic"), (2, "learned"), (7, "analytic")])
+@pytest.mark.parametrize(
+    ("every", "variances"), [pytest.param(1, "analytic", marks=pytest.mark.slow), (2, "learned"), (7, "analytic")]
+)
 def test_resuming_after_any_step_gives_the_same_weights_and_rows(x, tmp_path, monkeypatch, every, variances):
     options = {**OPTIONS, "variances": variances, "held_out": x[110:]}
     whole = make(vae2)

@@ -165,6 +165,7 @@ def test_vae0_keeps_its_variance(x):
     assert model.likelihood(torch.zeros(1, 2)).variance.unique().tolist() == [1.0]
 
 
+@pytest.mark.slow
 def test_linear_data_reach_the_ground_truth():
     # 2,000 points of a linear Gaussian model with 2 latents: the ELBO of a good VAE comes close to the true
     # log-likelihood, and its gap close to 0.

@@ -119,6 +119,7 @@ def test_the_row_is_that_of_the_file(write, monkeypatch):
             load(write("".join(lines)), seed=seed)
 
 
+@pytest.mark.slow
 @given(
     lines=st.lists(st.sampled_from(["1,2", "3,4", "", " 5,6", '"7",8']), min_size=1, max_size=30),
     ends=st.sampled_from(["\n", "\r\n", "\r"]),
