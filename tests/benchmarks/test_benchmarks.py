@@ -86,12 +86,12 @@ def test_results_are_a_table_and_json(tmp_path):
     assert stored["rows"] == [{"what": "a", "ms": 1.23456}] and stored["data"] == {"x": [1]}
 
 
-@pytest.mark.slow
 def test_rows_may_lack_what_others_have():
     text = Result("title", [{"a": "x"}, {"a": "y", "b": 2.0}]).markdown()
     assert "| a | b |" in text and "| x |  |" in text and "| y | 2 |" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["step", "gpu"])
 def test_the_command_runs_quickly_on_request(name, tmp_path):
     command = [sys.executable, "-m", "benchmarks", name, "--quick", "--out", str(tmp_path)]
