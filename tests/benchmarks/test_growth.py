@@ -55,6 +55,7 @@ def test_peak_memory_is_that_of_what_is_gone_again():
     # In a process of its own, as the benchmark: what others have freed here may be used once more, and is no growth.
     # The larger one before, so that only a count from anew can find the smaller.
     code = """
+import torch
 from benchmarks import growth
 for megabytes in (200, 50):
     with growth._peak_memory() as found:
