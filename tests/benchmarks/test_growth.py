@@ -59,7 +59,7 @@ import torch
 from benchmarks import growth
 for megabytes in (200, 50):
     with growth._peak_memory() as found:
-        x = torch.ones(megabytes * growth.MEGABYTE, dtype=torch.uint8)
+        x = torch.ones(megabytes * 10**6, dtype=torch.uint8)
         del x
     print(found[0])
 """
