@@ -1,4 +1,4 @@
-"""Wrong arguments of the figures of a model and its data."""
+"""Wrong arguments of the figures."""
 
 from typing import Any
 
@@ -41,9 +41,19 @@ def drawing(name: str, plot: str, *says: str, given: Any = None, data: Any = X, 
     return calling(f"figure-{name}", call, *says)
 
 
-def evaluation() -> Any:
+def history(*rows: dict[str, Any]) -> Any:
+    return ve.training.History([{"epoch": n, "running_elbo": 1.0, **row} for n, row in enumerate(rows, start=1)])
+
+
+def evaluation(num_points: int = 20) -> Any:
     torch.manual_seed(0)
-    return ve.evaluate(ve.vae1(3, 2, (4,)), X)
+    return ve.evaluate(ve.vae1(3, 2, (4,)), X[:num_points])
+
+
+def ragged() -> Any:
+    """A history whose epochs have different numbers of latents."""
+    names = ("running_encoder_entropy_per_latent", "running_kl_per_latent")
+    return history(*({name: [0.5] * latents for name in names} for latents in (2, 3)))
 
 
 PICTURES = [
@@ -76,6 +86,31 @@ PICTURES = [
     ),
     drawing("scales-other", "plot_scales", "scales='other'", "Evaluation", given=OTHER),
     drawing("residuals-other", "plot_residuals", "evaluation='other'", given=OTHER),
+    *(
+        calling(f"figure-{plot}-other", lambda plot=plot: _drawn(plot, OTHER), says, expected)
+        for plot, says, expected in (
+            ("terms", "evaluation='other'", "an Evaluation"),
+            ("estimates", "evaluation='other'", "an Evaluation"),
+            ("training", "histories[0]='o'", "a History"),
+            ("latent_entropies", "history='other'", "a History"),
+        )
+    ),
+    calling("figure-estimates-of-one-point", lambda: _drawn("estimates", evaluation(1)), "1 data points", "more"),
+    calling("figure-training-number", lambda: _drawn("training", 3), "histories=3", "a History"),
+    calling("figure-training-nothing", lambda: _drawn("training", []), "without epochs", "fit"),
+    calling("figure-training-no-epochs", lambda: _drawn("training", history()), "without epochs", "fit"),
+    calling("figure-training-among-others", lambda: _drawn("training", [history({}), 3]), "histories[1]=3"),
+    *(
+        calling(f"figure-labels-{name}", lambda labels=labels: _labelled(labels), says, "list of 1 names")
+        for name, labels, says in (
+            ("text", "a", "labels='a'"),
+            ("number", 5, "labels=5"),
+            ("numbers", [5], "labels=[5]"),
+            ("many", ["a", "b"], "labels=['a', 'b']"),
+        )
+    ),
+    calling("figure-latent-entropies-without", lambda: _drawn("latent_entropies", history({})), "at most 256 latents"),
+    calling("figure-latent-entropies-ragged", lambda: _drawn("latent_entropies", ragged()), "several lengths"),
     drawing("points-of-many", "plot_points", "(4,)", "plot_reconstructions", data=torch.cat([X, X[:, :1]], 1)),
     drawing("shape-text", "plot_reconstructions", "shape='other'", shape=OTHER),
     drawing("shape-number", "plot_samples", "shape=3", shape=3),
@@ -88,6 +123,16 @@ PICTURES = [
     calling("figure-residuals-columns-few", lambda: _residuals(columns=["a"]), "1 names", "3 features"),
     calling("figure-residuals-shape", lambda: _residuals(shape=(5, 5)), "shape=(5, 5)"),
 ]
+
+
+def _drawn(plot: str, given: Any, **options: Any) -> Any:
+    from vaentropy import figures
+
+    return getattr(figures, f"plot_{plot}")(given, **options)
+
+
+def _labelled(labels: Any) -> Any:
+    return _drawn("training", [history({})], labels=labels)
 
 
 def _residuals(**options: Any) -> Any:

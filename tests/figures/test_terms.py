@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -104,6 +105,25 @@ def test_other_models_are_drawn():
             for axes in figure.axes:
                 assert axes.get_xlabel()
             figure.savefig(io.BytesIO(), format="png")
+
+
+def test_an_error_of_nothing_leaves_the_axis_to_the_other():
+    e = evaluate(LinearVAE.optimum(X, 2), X, pointwise=True)
+    assert e.stderr.entropy_sum < 1e-12  # one posterior variance for all points
+    elbo, entropy_sum = plot_estimates(e).axes
+    assert not entropy_sum.lines and entropy_sum.texts[0].get_text().startswith("0")
+    assert elbo.get_ylim()[0] > 0.5 * e.mc_stderr.elbo
+
+
+def test_the_legend_tells_of_errors_and_of_entropies_that_are_estimates():
+    frozen = evaluate(model(), X, expectation=Frozen(0, 4))
+    with_errors, without = (plot_terms(e).legends[0] for e in (evaluate(model(), X), frozen))
+    assert "Monte Carlo error" in [text.get_text() for text in with_errors.texts]
+    assert [text.get_text() for text in without.texts] == ["adds", "takes away", "standard error"]
+    figure = plot_terms(replace(frozen, sampled=("encoder",)))
+    assert figure.legends[0].texts[-1].get_text() == "is an estimate itself"
+    starred = [text.get_text().strip().split("  ")[0] for text in figure.axes[0].get_yticklabels()]
+    assert starred == ["encoder entropy*", "- prior entropy", "- decoder entropy", "= entropy sum"]
 
 
 def test_errors_of_one_point_are_unknown():

@@ -19,13 +19,12 @@ from vaentropy.figures.pictures import (
     figure_height,
     gap_of,
     image_shape,
-    literal,
     mosaic,
     picture,
     standardisation,
     value_range,
 )
-from vaentropy.figures.style import COLOURS, INK, MARKERS, Figure, new_figure, styled
+from vaentropy.figures.style import COLOURS, INK, MARKERS, Figure, literal, new_figure, styled
 from vaentropy.figures.view import View
 
 __all__ = ["plot_points", "plot_reconstructions", "plot_samples", "plot_traversals"]

@@ -12,8 +12,8 @@ from matplotlib.patches import Ellipse
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_instance
-from vaentropy.figures.pictures import MANY, as_pixels, literal
-from vaentropy.figures.style import COLOURS, INK, MARKERS, Figure, new_figure, styled
+from vaentropy.figures.pictures import MANY, as_pixels
+from vaentropy.figures.style import COLOURS, INK, MARKERS, Figure, literal, new_figure, styled
 from vaentropy.figures.view import View
 
 __all__ = ["plot_latents"]

@@ -12,7 +12,8 @@ from matplotlib.image import AxesImage
 from vaentropy._typing import Tensor
 from vaentropy.data.scaling import Scaling, Statistics
 from vaentropy.data.source import Rows
-from vaentropy.errors import UsageError, printable, shown
+from vaentropy.errors import UsageError, shown
+from vaentropy.figures.style import literal
 
 __all__ = [
     "MANY",
@@ -23,7 +24,6 @@ __all__ = [
     "figure_height",
     "gap_of",
     "image_shape",
-    "literal",
     "mosaic",
     "picture",
     "require_names",
@@ -42,18 +42,8 @@ LOWEST, HIGHEST = 1.6, 9.0
 SIGNED = "PuOr"
 # zorder of what `as_pixels` speaks of: above grids, below all else.
 MANY = 0.6
-# Letters of a name that are drawn.
-LONGEST_NAME = 24
 # Between the images of a mosaic, in parts of an image's width.
 GAP = 1 / 12
-
-
-def literal(text: str) -> str:
-    """A name from the data as matplotlib draws it letter by letter: no formulas, no line breaks, not too long."""
-    text = printable(text)
-    text = text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
-    # The legends of older versions leave out what begins with an underscore: before it goes a space without width.
-    return ("\u200b" + text if text.startswith("_") else text).replace("$", r"\$")
 
 
 def require_names(columns: Any, data_shape: tuple[int, ...]) -> tuple[str, ...]:

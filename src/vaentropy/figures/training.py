@@ -1,17 +1,29 @@
 """Figures of what happened over a training."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from vaentropy.checks import require_instance
 from vaentropy.diagnosis.latents import statuses
-from vaentropy.errors import UsageError
-from vaentropy.figures.style import COLOURS, INK, LINE_STYLES, MARKERS, PALE, Figure, new_figure, styled
+from vaentropy.errors import UsageError, shown
+from vaentropy.figures.style import (
+    COLOURS,
+    INK,
+    LINE_STYLES,
+    MARKERS,
+    PALE,
+    SMALL,
+    Figure,
+    literal,
+    new_figure,
+    styled,
+    whole_numbers,
+)
 from vaentropy.results import Evaluation
 from vaentropy.training import History
 
@@ -26,8 +38,14 @@ MARGIN = 0.05
 COLOURED = len(COLOURS)
 # Names on an axis, beyond which there would be no room for them.
 NAMED = 16
+# Letters of a run's name, and columns of such names that fit below a figure.
+LONGEST_LABEL, COLUMNS = 40, 2
+# Inches of a figure of one training, and of each line of names below.
+WIDTH, HEIGHT, LINE = 6.4, 4.8, 0.2
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
+# Epochs, and the lowest and highest value drawn at each.
+Band = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def plot_training(histories: History | Sequence[History], *, labels: Sequence[str] | None = None) -> Figure:
@@ -41,27 +59,34 @@ def plot_training(histories: History | Sequence[History], *, labels: Sequence[st
     Raises:
         UsageError: there is nothing to draw, or another number of labels than of histories.
     """
+    require_instance("histories", histories, (History, Sequence), "a History, as fit returns it, or a list of them")
     every = [histories] if isinstance(histories, History) else list(histories)
     for number, history in enumerate(every):
         require_instance(f"histories[{number}]", history, History, "a History, as fit returns it")
     if not every or not all(len(history) for history in every):
         raise UsageError("a history without epochs given, expected one of a training; train with fit first")
-    if labels is not None and (isinstance(labels, str) or len(labels) != len(every)):
-        count = len(every)
-        raise UsageError(f"labels {labels!r} given for {count} histories, expected a list of {count} names")
+    if labels is not None:
+        _require_labels(labels, len(every))
     with styled():
-        figure = new_figure(6.4, 4.8)
+        figure = new_figure(WIDTH, HEIGHT + (0 if labels is None else LINE * math.ceil(len(labels) / COLUMNS)))
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         if labels is not None:
-            _draw_compared(top, bottom, every, [str(label) for label in labels])
+            _draw_compared(top, bottom, every, labels)
+            figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=COLUMNS, fontsize=SMALL)
         elif len(every) == 1:
             _draw_one(top, bottom, every[0])
+            top.legend()
         else:
             _draw_replicates(top, bottom, every)
+            top.legend()
         _finish(top, bottom)
-        if labels is not None or len(every) == 1:
-            _cut_below(top)
     return figure
+
+
+def _require_labels(labels: Any, count: int) -> None:
+    named = isinstance(labels, Sequence) and not isinstance(labels, str) and all(isinstance(n, str) for n in labels)
+    if not named or len(labels) != count:
+        raise UsageError(f"labels={shown(labels)} given for {count} histories, expected a list of {count} names")
 
 
 def _curves(history: History) -> Curves:
@@ -96,6 +121,10 @@ def _draw_one(top: Axes, bottom: Axes, history: History) -> None:
     for name, (axes, look) in looks.items():
         if name in curves:
             axes.plot(*curves[name], label=name, **look)
+    _cut_below(top, _bands(top))
+    if "held-out relative gap" in curves:
+        # Above the axes, which gaps may fill from one end to the other.
+        bottom.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=2, fontsize=SMALL)
 
 
 def _held_out(colour: str, marker: str = MARKERS[0], line: str = "-") -> dict[str, Any]:
@@ -106,19 +135,16 @@ def _draw_compared(top: Axes, bottom: Axes, histories: Sequence[History], labels
     for number, (history, label) in enumerate(zip(histories, labels, strict=True)):
         colour, style = COLOURS[number % len(COLOURS)], LINE_STYLES[number % len(LINE_STYLES)]
         curves = _curves(history)
-        # The legend takes names as they are, also those that begin with "_" or hold a dollar sign.
-        top.plot(*curves["ELBO"], color=colour, linestyle=style, label=_literal(label))
+        # Names of runs are paths, which differ at their ends.
+        name = label if len(label) <= LONGEST_LABEL else f"…{label[1 - LONGEST_LABEL :]}"
+        top.plot(*curves["ELBO"], color=colour, linestyle=style, label=literal(name, LONGEST_LABEL))
         if "held-out ELBO" in curves:
             top.plot(*curves["held-out ELBO"], **_held_out(colour, MARKERS[number % len(MARKERS)], "none"))
         if "relative gap" in curves:
             bottom.plot(*curves["relative gap"], color=colour, linestyle=style)
     if any("held_out_elbo" in history.columns for history in histories):
         top.plot([], [], label="held-out ELBO", **_held_out(PALE, line="none"))
-
-
-def _literal(name: str) -> str:
-    """A name as matplotlib shows it unchanged in a legend."""
-    return ("\u200b" + name if name.startswith("_") else name).replace("$", r"\$")
+    _cut_below(top, _bands(top))
 
 
 def _draw_replicates(top: Axes, bottom: Axes, histories: Sequence[History]) -> None:
@@ -129,7 +155,7 @@ def _draw_replicates(top: Axes, bottom: Axes, histories: Sequence[History]) -> N
         "held-out ELBO": (top, COLOURS[2], LINE_STYLES[2]),
         "relative gap": (bottom, COLOURS[0], "-"),
     }
-    lows = []
+    bands = []
     for name, (axes, colour, style) in looks.items():
         curves = [curves[name] for curves in every if name in curves]
         if not any(np.isfinite(values).any() for _, values in curves):
@@ -138,9 +164,9 @@ def _draw_replicates(top: Axes, bottom: Axes, histories: Sequence[History]) -> N
         axes.plot(epochs, quartiles[1], color=colour, linestyle=style, label=name)
         axes.fill_between(epochs, quartiles[0], quartiles[2], color=colour, alpha=0.25, linewidth=0)
         if axes is top:
-            lows.append((epochs, quartiles[0]))
+            bands.append((epochs, quartiles[0], quartiles[2]))
     top.set_title(f"median of {len(histories)} trainings, band from first to third quartile")
-    _cut_below(top, lows)
+    _cut_below(top, bands)
 
 
 def _quartiles(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -153,39 +179,47 @@ def _quartiles(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndar
     return epochs[having], np.nanquantile(table[:, having], (0.25, 0.5, 0.75), axis=0)
 
 
-def _cut_below(axes: Axes, lows: Sequence[tuple[np.ndarray, np.ndarray]] | None = None) -> None:
+def _bands(axes: Axes) -> list[Band]:
+    """Of lines, which have no width."""
+    xy = [(np.asarray(line.get_xdata()), np.asarray(line.get_ydata(), dtype=float)) for line in axes.lines]
+    return [(x, y, y) for x, y in xy]
+
+
+def _cut_below(axes: Axes, bands: Sequence[Band]) -> None:
     """Begin the axis where training is after its first epochs, and say so."""
-    lows = lows or [(np.asarray(line.get_xdata()), np.asarray(line.get_ydata(), dtype=float)) for line in axes.lines]
-    tops = [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines]
-    values, epochs = np.concatenate([y for _, y in lows]), np.concatenate([x for x, _ in lows])
-    known = np.isfinite(values)
-    if not known.any():
-        return
-    late = values[known & (epochs >= FIRST * epochs.max())]
-    highest = np.nanmax(np.concatenate(tops))
+    epochs, low, high = (np.concatenate(parts) for parts in zip(*bands, strict=True)) if bands else np.empty((3, 0))
+    known = np.isfinite(low)
+    late = low[known & (epochs >= FIRST * epochs.max(initial=0))]
     if not late.size:
         return
+    highest = np.nanmax(high)
     lowest = late.min() - ROOM * (highest - late.min())
-    if values[known].min() < lowest:
+    if low[known].min() < lowest:
         axes.set_ylim(lowest, highest + MARGIN * (highest - lowest))
-        text = f"begins at {values[known][np.argmin(epochs[known])]:,.1f}, below the axis"
-        axes.annotate(text, (0.15, 0.03), xycoords="axes fraction", color=INK, fontsize=8)
+        # Right of the first epochs and below the lowest of the others there is room.
+        text = f"begins at {low[known][np.argmin(epochs[known])]:,.1f}, below the axis"
+        axes.annotate(text, (0.15, 0.03), xycoords="axes fraction", color=INK, fontsize=SMALL)
 
 
 def _finish(top: Axes, bottom: Axes) -> None:
     top.set_ylabel("nats per data point")
     bottom.set_ylabel("relative gap")
     bottom.set_xlabel("epoch")
-    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-    top.legend(loc="lower right")
-    drawn = [line for line in bottom.lines if np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any()]
-    if drawn:
+    whole_numbers(bottom.xaxis)
+    for axes in (top, bottom):
+        _mark_single_points(axes)
+    if any(np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any() for line in bottom.lines):
         bottom.set_yscale("log")
     else:
         bottom.set_yticks([])
         bottom.annotate("0, or unknown, throughout", (0.5, 0.5), xycoords="axes fraction", ha="center", color=INK)
-    if len(bottom.lines) > 1 and any(not str(line.get_label()).startswith("_") for line in bottom.lines):
-        bottom.legend(loc="upper right")
+
+
+def _mark_single_points(axes: Axes) -> None:
+    """A line of one point would not be seen."""
+    for line in axes.lines:
+        if np.isfinite(np.asarray(line.get_ydata(), dtype=float)).sum() == 1:
+            line.set_marker(MARKERS[0])
 
 
 def plot_latent_entropies(history: History) -> Figure:
@@ -199,38 +233,51 @@ def plot_latent_entropies(history: History) -> Figure:
             training data after it, or the last epoch where there is none.
 
     Raises:
-        UsageError: the history has no per-latent columns.
+        UsageError: the history has no per-latent columns, or rows with several numbers of latents.
     """
     require_instance("history", history, History, "a History, as fit returns it")
     names = ("running_encoder_entropy_per_latent", "running_kl_per_latent")
     if not set(names) <= set(history.columns):
         raise UsageError(f"a history without {names[0]} given, expected one of a training with at most 256 latents")
-    epochs = history.at(names[0])
+    if len({len(numbers) for name in names for numbers in history[name]}) > 1 or history.at(names[0]) != history.at(
+        names[1]
+    ):
+        raise UsageError("a history with lists of several lengths given, expected a number for each latent in each row")
     entropies, kl = (np.array(history[name], dtype=float) for name in names)
+    entropies[~np.isfinite(entropies)] = np.nan
     last, prior = _last_entropies(history, entropies)
     with styled():
         figure = new_figure(8.0, 4.2)
         grid = figure.add_gridspec(2, 2, height_ratios=(2, 1), width_ratios=(3, 2))
         top = figure.add_subplot(grid[0, 0])
         bottom, bars = figure.add_subplot(grid[1, 0], sharex=top), figure.add_subplot(grid[:, 1])
-        for h, column in enumerate(entropies.T):
-            own = entropies.shape[1] <= COLOURED
-            look: dict[str, Any] = {"alpha": 0.5}
-            if own:
-                look = {"linestyle": LINE_STYLES[h % len(LINE_STYLES)], "label": f"latent {h}"}
-            top.plot(epochs, column, color=COLOURS[h % len(COLOURS)], **look)
-        if entropies.shape[1] <= COLOURED:
-            top.legend(loc="best", fontsize=8)
-        top.set_ylabel("encoder entropy, nats")
-        top.tick_params(labelbottom=False)
-        drop = torch.tensor(prior) - torch.tensor(entropies)
-        active = [_num_active(*pair) for pair in zip(torch.tensor(kl), drop, strict=True)]
-        bottom.step(epochs, active, where="mid", color=COLOURS[0])
-        bottom.set(ylim=(0, 1.1 * entropies.shape[1]), ylabel="active latents", xlabel="epoch")
-        for axis in (bottom.xaxis, bottom.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True))
+        _draw_entropies(top, history.at(names[0]), entropies)
+        _draw_active(bottom, history.at(names[0]), torch.tensor(kl), torch.tensor(prior - entropies))
+        for axes in (top, bottom):
+            _mark_single_points(axes)
         _draw_bars(bars, last, prior)
     return figure
+
+
+def _draw_entropies(axes: Axes, epochs: list[int], entropies: np.ndarray) -> None:
+    named = entropies.shape[1] <= COLOURED
+    for h, column in enumerate(entropies.T):
+        look: dict[str, Any] = {"alpha": 0.5}
+        if named:
+            look = {"linestyle": LINE_STYLES[h % len(LINE_STYLES)], "label": f"latent {h}"}
+        axes.plot(epochs, column, color=COLOURS[h % len(COLOURS)], **look)
+    if named:
+        axes.legend(fontsize=SMALL)
+    axes.set_ylabel("encoder entropy, nats")
+    axes.tick_params(labelbottom=False)
+
+
+def _draw_active(axes: Axes, epochs: list[int], kl: torch.Tensor, drop: torch.Tensor) -> None:
+    """How many latents are active after each epoch; `kl` and `drop` are (epochs, H)."""
+    axes.step(epochs, [_num_active(*pair) for pair in zip(kl, drop, strict=True)], where="mid", color=COLOURS[0])
+    axes.set(ylim=(0, 1.1 * kl.shape[1]), ylabel="active latents", xlabel="epoch")
+    whole_numbers(axes.xaxis)
+    whole_numbers(axes.yaxis)
 
 
 def _num_active(kl: torch.Tensor, drop: torch.Tensor) -> float:
@@ -264,5 +311,5 @@ def _draw_bars(axes: Axes, encoder: np.ndarray, prior: np.ndarray) -> None:
     if len(encoder) <= NAMED:
         axes.set_xticks(numbers)
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8)
+        whole_numbers(axes.xaxis)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=SMALL)
