@@ -50,7 +50,8 @@ def report_run(
         MissingExtraError: matplotlib or jinja2 is not installed.
         VaentropyError: a run or its data cannot be used, or the file holds something else than a report.
     """
-    folders = list(runs) if isinstance(runs, list | tuple) else [runs]
+    # What is neither is refused as the folder of a run.
+    folders: list[Any] = list(runs) if isinstance(runs, list | tuple) else [runs]
     if not folders:
         raise UsageError("no runs given to report on, expected one or more folders of finished runs")
     if expectation is not None:
