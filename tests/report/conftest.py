@@ -55,7 +55,7 @@ def runs(folder, run):
     others = []
     for seed in (1, 2):
         config = RunConfig(data=os.fspath(folder / "table.csv"), seed=seed, **SETTINGS)
-        others.append(train(config, out=folder / f"run <i>{seed}'s &", progress=False).folder.path)
+        others.append(train(config, out=folder / f"run <i>{seed}'s &", progress=False).folder)
     return [run, *others]
 
 
