@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) --no-build-isolation --editable '.[all,dev]'
 	@touch $@
 
-demo: $(STAMP) ## train a small model and print its ledger of entropies
+demo: $(STAMP) ## train a small model and print its ledger of entropies; its report is for a browser
 	$(BIN)/vaentropy train
 
 test: $(STAMP) ## run the tests, without the slow ones
