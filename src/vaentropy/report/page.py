@@ -8,19 +8,15 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+import jinja2
 import numpy as np
 
 from vaentropy import __version__, ledger
-from vaentropy.errors import MissingExtraError, UsageError
+from vaentropy.errors import UsageError
 from vaentropy.files import to_json
 from vaentropy.report import pictures, tables
 from vaentropy.report.subject import Subject
 from vaentropy.training import History
-
-try:
-    import jinja2
-except ImportError:
-    raise MissingExtraError("jinja2", "report") from None
 
 __all__ = ["render"]
 
