@@ -10,7 +10,18 @@ from benchmarks.peers import PeerMissing
 from vaentropy.errors import VaentropyError
 
 # Module of each, whose `run(quick)` returns a Result; in the order in which they run.
-NAMES = ("time_to_elbo", "step", "replicates", "ideas", "compiling", "gpu", "growth", "defaults", "minibatch_bias")
+NAMES = (
+    "time_to_elbo",
+    "step",
+    "replicates",
+    "ideas",
+    "compiling",
+    "gpu",
+    "growth",
+    "defaults",
+    "learning_rate",
+    "minibatch_bias",
+)
 
 
 def main() -> int:

@@ -21,8 +21,10 @@ from vaentropy.data import load
 from vaentropy.errors import VaentropyError
 from vaentropy.expectation import Antithetic, Expectation, MonteCarlo
 from vaentropy.families import FAMILIES
+from vaentropy.networks import ConvDecoder, ConvEncoder
 from vaentropy.seeding import seeded
 from vaentropy.training import fit
+from vaentropy.vae import VAE
 
 __all__ = [
     "FACTORS",
@@ -111,7 +113,9 @@ class Problem:
         name: in tables.
         family: of `vaentropy.families.FAMILIES`.
         latent_dim: H.
-        train, held_out: (N, D), (M, D).
+        train, held_out: (N, *data_shape), (M, *data_shape).
+        hidden: widths of an MLP.
+        convolutional: whether the networks are convolutions in place of an MLP.
     """
 
     name: str
@@ -119,6 +123,15 @@ class Problem:
     latent_dim: int
     train: torch.Tensor
     held_out: torch.Tensor
+    hidden: tuple[int, ...] = (50, 50)
+    convolutional: bool = False
+
+    def model(self, seed: int) -> VAE:
+        """The untrained model."""
+        shape = tuple(self.train.shape[1:])
+        with seeded(seed, torch.device("cpu")):
+            networks = (ConvEncoder(shape), ConvDecoder(shape)) if self.convolutional else None
+            return FAMILIES[self.family](shape, self.latent_dim, self.hidden, networks=networks)
 
 
 @dataclass(frozen=True)
@@ -221,8 +234,7 @@ def runs(
 
 
 def _run(problem: Problem, budget: str, steps: int, setting: Setting, seed: int) -> Run:
-    with seeded(seed, torch.device("cpu")):
-        model = FAMILIES[problem.family](problem.train.shape[1], problem.latent_dim)
+    model = problem.model(seed)
     epochs = setting.epochs(steps, len(problem.train))
     start = time.perf_counter()
     train = held_out = math.nan
@@ -255,7 +267,7 @@ def without_latents(problem: Problem, part: str) -> float:
         problem: VAE-3 takes a variance per feature, the others one.
         part: "train" or "held_out".
     """
-    train, x = problem.train.double(), getattr(problem, part).double()
+    train, x = problem.train.double().flatten(1), getattr(problem, part).double().flatten(1)
     mean, variance = train.mean(0), train.var(0, correction=0).clamp(min=1e-6)
     if problem.family != "vae3":
         variance = variance.mean().expand_as(variance)
