@@ -30,7 +30,7 @@ from vaentropy.errors import ModelError, UnsupportedError, UsageError
 from vaentropy.expectation import Expectation, Nodes
 from vaentropy.model import LatentVariableModel
 
-__all__ = ["FEATURE_TERMS", "Decomposition", "PointTerm", "decompose", "per_point", "require_factors"]
+__all__ = ["FEATURE_TERMS", "Decomposition", "PointTerm", "ScaledTerm", "decompose", "per_point", "require_factors"]
 
 # Terms with one entry per feature; all others are one number or one per latent.
 FEATURE_TERMS = ("decoder_residuals", "decoder_ratios", "squared_error", "log_variance")
@@ -54,10 +54,19 @@ class PointTerm:
 
 
 @dataclass(frozen=True)
+class ScaledTerm:
+    """A term that is another one, `of`, times one number, `factor` (): nothing of it has to be kept per data point."""
+
+    of: str
+    factor: Tensor
+
+
+@dataclass(frozen=True)
 class Decomposition:
     """Named terms of one batch, and which entropies were estimated by Monte Carlo."""
 
     terms: Mapping[str, PointTerm]
+    scaled: Mapping[str, ScaledTerm]
     sampled: frozenset[str]
     latent_shape: tuple[int, ...]
 
@@ -388,11 +397,12 @@ def decompose(
             if name not in averages:
                 averages[name] = _NodeAverage(nodes.group, finite=closed is not None and normal)
             averages[name].add(value, weight)
+    scaled = {}
     if precision is not None and "decoder_ratios" not in averages:
-        averages["decoder_ratios"] = averages["squared_error"].scaled(precision)
+        scaled["decoder_ratios"] = ScaledTerm("squared_error", precision)
     terms = exact | {name: average.result() for name, average in averages.items()}
     terms = _with_weights(terms, observed, num_observed)
     if bool(terms["elbo"].value.isnan().any()):
         row = int(terms["elbo"].value.isnan().nonzero()[0])
         raise ModelError(f"the ELBO of row {row} of a batch is not a number; look for NaN in the model's parameters")
-    return Decomposition(terms, frozenset(sampled), tuple(latent_shape))
+    return Decomposition(terms, scaled, frozenset(sampled), tuple(latent_shape))
