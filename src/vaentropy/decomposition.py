@@ -100,17 +100,19 @@ class _NodeAverage:
             # Not a buffer of its own yet: where there is one group only, none is needed.
             self.mean = value
             return
-        deviation = value - self.mean
+        step = deviation = value - self.mean
         if not self.finite:
-            # Probability 0 stays -inf: -inf - (-inf) would make it NaN.
-            deviation = torch.where(value == self.mean, 0.0, deviation)
+            # Probability 0 stays -inf: -inf - (-inf) would make it NaN. Its noise is not known.
+            step = torch.where(value == self.mean, 0.0, deviation)
+            deviation = deviation.masked_fill(deviation.isinf(), torch.nan)
         share = self.group / self.seen
         if self.spread is None:
-            self.mean = torch.add(self.mean, deviation, alpha=share)
-            self.spread = deviation * (value - self.mean)
+            self.mean = torch.add(self.mean, step, alpha=share)
+            self.spread = deviation.square_().mul_(1 - share)
         else:
-            self.mean.add_(deviation, alpha=share)
-            self.spread.addcmul_(deviation, value - self.mean)
+            self.mean.add_(step, alpha=share)
+            # Times the deviation from the mean that includes the value, which is so much smaller.
+            self.spread.addcmul_(deviation, deviation, value=1 - share)
 
     def scaled(self, factor: Tensor) -> "_NodeAverage":
         """The average of the term times a number, as far as it is."""
@@ -124,7 +126,7 @@ class _NodeAverage:
     def result(self) -> PointTerm:
         assert self.mean is not None
         groups = self.seen // self.group if self.group else 0
-        return PointTerm(self.mean, None if self.spread is None else self.spread / (groups * (groups - 1)))
+        return PointTerm(self.mean, None if self.spread is None else self.spread.div_(groups * (groups - 1)))
 
 
 def _without_noise(terms: Mapping[str, Tensor], nodes: Nodes) -> dict[str, PointTerm]:
@@ -395,7 +397,9 @@ def decompose(
             if name in exact:
                 continue
             if name not in averages:
-                averages[name] = _NodeAverage(nodes.group, finite=closed is not None and normal)
+                # Of log σ² only the average is of interest.
+                group = None if name == "log_variance" else nodes.group
+                averages[name] = _NodeAverage(group, finite=closed is not None and normal)
             averages[name].add(value, weight)
     scaled = {}
     if precision is not None and "decoder_ratios" not in averages:
