@@ -18,15 +18,15 @@ PUBLISHED = {
     "vae3-ring": "Published code, after 550 epochs with one sample: ELBO 4.65, entropy sum 4.72.",
     "variables": "Published code, VAE-1 on digits, 500 epochs: ELBO 22.20 and entropy sum 22.15 with 100 samples, "
     "20.57 and 20.62 with one.",
-    "estimate-noise": "Published code: the ELBO's estimates scatter about 18 times as much as those of the entropy sum.",
+    "estimate-noise": "Published code: estimates of the ELBO scatter 18 times as much as those of the entropy sum.",
     "streaming": "Published code: right at the end of all three phases; by entropies the choice stays right from batch "
     "2,292, 137 and 603 of each phase on, by the ELBO from 1,857, 105 and 46, smoothed over 100 batches.",
 }
 
 HEAD = """# The experiments of the paper, repeated
 
-Damm, Forster, Velychko, Dai, Fischer, Lücke, "The ELBO of Variational Autoencoders Converges to a Sum of Three Entropies",
-AISTATS 2023, arXiv:2010.14860. This page is made from the results of
+Damm, Forster, Velychko, Dai, Fischer, Lücke, "The ELBO of Variational Autoencoders Converges to a Sum of Three
+Entropies", AISTATS 2023, arXiv:2010.14860. This page is made from the results of
 
     vaentropy reproduce all --scale {scale}{more}
     python docs/results.py {folder}
