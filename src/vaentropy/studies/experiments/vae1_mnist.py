@@ -27,8 +27,9 @@ def run(plan: Plan) -> Outcome:
         gain = gain_of_twice_the_epochs(trials, x, plan)
         notes.append(f"Twice the epochs change the ELBO of the first replicate by {gain:+.2f} nats.")
     finding = (
-        f"ELBO {row['elbo']:.2f} and sum of entropies {row['entropy_sum']:.2f} nats differ by {row['relative_gap']:.1e} "
-        f"of the ELBO on the training data, and by {row['held_out_relative_gap']:.1e} on held-out data."
+        f"ELBO {row['elbo']:.2f} and sum of entropies {row['entropy_sum']:.2f} nats differ by "
+        f"{row['relative_gap']:.1e} of the ELBO on the training data, and by {row['held_out_relative_gap']:.1e} on "
+        "held-out data."
     )
     return Outcome([row], plot_arms([trials]), finding, notes)
 

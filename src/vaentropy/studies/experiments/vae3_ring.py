@@ -52,7 +52,8 @@ def run(plan: Plan) -> Outcome:
 STUDY = Study(
     "vae3-ring",
     "VAE-3 on PCA-ring",
-    "z → z/10 + z/‖z‖ in 10 dimensions, 2 latents, networks of 50 and 50 units; batches of 200, of 100, and another learning rate.",
+    "z → z/10 + z/‖z‖ in 10 dimensions, 2 latents, networks of 50 and 50 units; batches of 200, of 100, and another "
+    "learning rate.",
     run,
     cost=15,
 )
