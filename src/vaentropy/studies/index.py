@@ -14,12 +14,23 @@ try:
 except ImportError:
     raise MissingExtraError("jinja2", "report") from None
 
-__all__ = ["INDEX", "cell", "columns", "write_index"]
+__all__ = ["INDEX", "cell", "check_index", "columns", "write_index"]
 
 INDEX = "index.html"
 # By it an index is told from a page of the user's own.
 MARK = '<meta name="generator" content="vaentropy reproduce'
 SIGNIFICANT, SECONDS = "{:.5g}", "{:.0f}"
+
+
+def check_index(folder: Path) -> None:
+    """Refuse a folder that has an index.html of another kind.
+
+    Raises:
+        UsageError: so it is.
+    """
+    path = folder / INDEX
+    if path.exists() and MARK not in _text(path):
+        raise UsageError(f"{path} is a page of another kind, which is not replaced; move it, or name another folder")
 
 
 def write_index(folder: Path, names: Sequence[str]) -> Path:
@@ -28,9 +39,8 @@ def write_index(folder: Path, names: Sequence[str]) -> Path:
     Raises:
         UsageError: there is another page of that name.
     """
+    check_index(folder)
     path = folder / INDEX
-    if path.exists() and MARK not in _text(path):
-        raise UsageError(f"{path} is a page of another kind, which is not replaced; move it, or name another folder")
     records = [read_record(folder / name) for name in names if (folder / name / RECORD).exists()]
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

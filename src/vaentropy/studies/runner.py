@@ -21,7 +21,7 @@ from vaentropy.files import to_json, write_text, written_aside
 from vaentropy.progress import progress_bar
 from vaentropy.runs.build import torch_device
 from vaentropy.studies.experiments import STUDIES
-from vaentropy.studies.index import write_index
+from vaentropy.studies.index import check_index, write_index
 from vaentropy.studies.record import FIGURE, RECORD, TABLE, Record, read_record
 from vaentropy.studies.study import Outcome, Plan, Study
 
@@ -84,6 +84,7 @@ def reproduce(
     torch_device(plan.device)
     folder = require_path("out", out) if out is not None else Path("reproduced") / _name(plan)
     folder = Path(os.path.abspath(folder))
+    check_index(folder)
     there = {study.name: _found(study, plan, folder, overwrite=overwrite) for study in chosen}
     records = {name: record for name, record in there.items() if record is not None}
     kept, failed = list(records), {}

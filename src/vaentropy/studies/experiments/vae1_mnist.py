@@ -9,7 +9,7 @@ LATENT_DIM = 2
 ARM = Arm(
     name="VAE-1",
     model=lambda shape: vae1(shape, LATENT_DIM, (50, 50)),
-    epochs=(10, 60),
+    epochs=(30, 60),
     options={"learning_rate": 1e-2},
     exact={"batch_size": 2000, "epochs": 200},
 )
@@ -39,5 +39,5 @@ STUDY = Study(
     "VAE-1 on MNIST",
     "2 latents, networks of 50 and 50 units (ReLU), one learned variance.",
     run,
-    cost=15,
+    cost=15.0,
 )
