@@ -110,8 +110,8 @@ def test_rows_tell_delays_and_changes(monkeypatch):
     assert [row["changes_of_choice"] for row in by_elbo] == [0, 3, 1]
     assert [row["delay_batches"] for row in by_entropies] == [0, None, None]
     assert [row["right_at_end"] for row in by_entropies] == [1, 0, 0]
-    assert "changes 0 times per stream by entropy-BIC and 4 times by ELBO-BIC" in outcome.finding
-    assert "in 1, 0, 0 (from batch 0, -, - on)" in outcome.finding
+    assert "changes 0 times per stream by entropy-BIC and 4 by ELBO-BIC" in outcome.finding
+    assert "in 1, 0, 0 (after batch 0, -, - of each) of 1 streams by entropy-BIC" in outcome.finding
 
 
 def test_what_was_published_stands_beside_smoothed_rows(monkeypatch):
