@@ -13,13 +13,15 @@ from vaentropy.studies.experiments import linear_pca
 from vaentropy.studies.linear import stacked
 from vaentropy.studies.study import Plan
 
-EPOCHS = 400
+# Fewer, in longer steps, than the study's.
+EPOCHS, LEARNING_RATE = 300, 0.2
 
 
 @pytest.fixture(scope="module")
 def outcome():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(linear_pca, "EPOCHS", EPOCHS)
+        patch.setattr(linear_pca, "LEARNING_RATE", LEARNING_RATE)
         patch.setattr(linear_pca, "NUM_RECORDS", 8)
         return linear_pca.run(Plan(replicates=2, progress=False))
 

@@ -150,3 +150,23 @@ def test_exact_settings_draw_100_samples(streams, course):
     difference = (sampled.elbo[0] - course.elbo[0]).abs()
     assert difference.min() > 0 and difference.max() < 0.05 * course.elbo[0].abs().max()
     assert streaming.EXACT_SAMPLES == 100 and streaming.LEARNING_RATE == 2e-3 and streaming.BATCH == 10
+
+
+@pytest.mark.parametrize("exact_settings", [False, True])
+def test_surplus_latents_stay_collapsed(streams, monkeypatch, exact_settings):
+    kept = []
+
+    def stacked(models, shape):
+        kept.append(streaming_stacked(models, shape))
+        return kept[0]
+
+    streaming_stacked = streaming.stacked
+    monkeypatch.setattr(streaming, "stacked", stacked)
+    plan = Plan(scale="paper", exact_settings=exact_settings, progress=False)
+    streaming.learn(streams[:, :50], (0, 1), plan)
+    for number, latent_dim in enumerate(streaming.LATENT_DIMS):
+        own = {name: rows[:, number].detach() for name, rows in kept[0].items()}
+        for surplus in (own["weight"][..., latent_dim:], own["encoder_weight"][:, latent_dim:]):
+            assert not surplus.any()
+        assert not own["latent_log_variance"][:, latent_dim:].any() and not own["encoder_bias"][:, latent_dim:].any()
+        assert own["weight"][..., :latent_dim].all()

@@ -77,6 +77,7 @@ def learn(streams: Float[Tensor, "R N D"], seeds: Sequence[int], plan: Plan) -> 
         seeds: of the weights.
         plan: its progress, and whether the ELBO is estimated from samples.
     """
+    # On the CPU, whatever the plan's device: steps as small as these take longer on a GPU.
     models = [_model(latent_dim, seed) for seed in seeds for latent_dim in LATENT_DIMS]
     parameters = stacked(models, (len(seeds), len(LATENT_DIMS)))
     optimizer = torch.optim.Adam(parameters.values(), lr=LEARNING_RATE, fused=True)
@@ -88,7 +89,8 @@ def learn(streams: Float[Tensor, "R N D"], seeds: Sequence[int], plan: Plan) -> 
             elbo = terms.elbo
             if plan.exact_settings:
                 shape = (EXACT_SAMPLES, *elbo.shape, BATCH, max(LATENT_DIMS))
-                elbo = sampled_elbo(parameters, x, torch.randn(shape, generator=generator, dtype=x.dtype))
+                noise = torch.randn(shape, generator=generator, dtype=x.dtype)
+                elbo = sampled_elbo(parameters, x, torch.where(_used(), noise, 0.0))
             optimizer.zero_grad()
             (-elbo.sum()).backward()
             optimizer.step()
@@ -106,6 +108,11 @@ def _model(latent_dim: int, seed: int) -> LinearVAE:
         model.weight[:, latent_dim:] = 0
         model.encoder_weight[latent_dim:] = 0
     return model
+
+
+def _used() -> Bool[Tensor, "M 1 H"]:
+    """Which latents a model has. Noise of the others would give the weights that are 0 a gradient."""
+    return (torch.arange(max(LATENT_DIMS)) < torch.tensor(LATENT_DIMS)[:, None])[:, None]
 
 
 def _batches(streams: Float[Tensor, "R N D"]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -249,5 +256,5 @@ STUDY = Study(
     "The number of factors goes 6, 2, 4; linear VAEs of 2, 4 and 6 latents learn from the same stream in 10 dimensions "
     "(Adam 2e-3, batches of 10), and BIC, from the ELBO or from the sum of entropies, chooses at every batch.",
     run,
-    cost=1,
+    cost=0.5,
 )
