@@ -2,9 +2,20 @@
 
 from collections.abc import Mapping
 
-from vaentropy.studies.experiments import vae1_mnist, vae3_ring
+from vaentropy.studies.experiments import (
+    linear_pca,
+    streaming,
+    vae1_mnist,
+    vae3_ring,
+)
 from vaentropy.studies.study import Study
 
 __all__ = ["STUDIES"]
 
-STUDIES: Mapping[str, Study] = {module.STUDY.name: module.STUDY for module in (vae1_mnist, vae3_ring)}
+MODULES = (
+    linear_pca,
+    streaming,
+    vae1_mnist,
+    vae3_ring,
+)
+STUDIES: Mapping[str, Study] = {module.STUDY.name: module.STUDY for module in MODULES}
