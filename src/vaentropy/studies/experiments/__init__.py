@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 
-from vaentropy.studies.experiments import vae1_mnist, vae3_ring
+from vaentropy.studies.experiments import constraint, estimate_noise, vae1_mnist, vae3_ring, variables
 from vaentropy.studies.study import Study
 
 __all__ = ["STUDIES"]
 
-STUDIES: Mapping[str, Study] = {module.STUDY.name: module.STUDY for module in (vae1_mnist, vae3_ring)}
+STUDIES: Mapping[str, Study] = {
+    module.STUDY.name: module.STUDY for module in (constraint, estimate_noise, vae1_mnist, vae3_ring, variables)
+}
