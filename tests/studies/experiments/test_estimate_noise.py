@@ -107,6 +107,8 @@ def test_study(monkeypatch):
     small, large = outcome.rows
     assert small["elbo_std_expected"] == pytest.approx(math.sqrt(10) * large["elbo_std_expected"])
     assert len(outcome.details["ratios"]) == 2 and f"{outcome.details['ratios'][0]:.1f} times" in outcome.finding
+    slope = math.log10(large["elbo_std"] / small["elbo_std"])
+    assert f"to the power of {slope:.2f}" in outcome.finding
     assert {axes.get_xscale() + axes.get_yscale() for axes in outcome.figure.axes} == {"loglog"}
 
 

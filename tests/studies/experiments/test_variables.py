@@ -45,7 +45,7 @@ def test_annealing_changes_the_way(name, replicates, x):
         assert set(before["beta"]) == {1.0}
         assert after["beta"][0] < 0.2 and after["beta"][-1] == 1.0
         # While the KL costs little, there is more of it.
-        assert max(after["running_kl"][:10]) > 1.2 * max(before["running_kl"][:10])
+        assert sum(after["running_kl"][:5]) > 1.1 * sum(before["running_kl"][:5])
 
 
 def test_arms_differ_from_ours_in_one_setting():
@@ -76,14 +76,14 @@ def test_as_published(samples):
 def test_a_step_of_variances_as_published_is_one_of_a_softplus():
     # σ = softplus(raw): d log σ² / d raw at the σ of digits is what the rate of log σ² has to be multiplied by.
     raw = torch.tensor(0.1).expm1().log().requires_grad_()
-    torch.nn.functional.softplus(raw).square().log().backward()
+    (slope,) = torch.autograd.grad(torch.nn.functional.softplus(raw).square().log(), raw)
     settings = AS_PUBLISHED[1].settings(PLAN)
-    assert settings["variance_learning_rate"] / settings["learning_rate"] == pytest.approx(raw.grad.item(), rel=0.1)
+    assert settings["variance_learning_rate"] / settings["learning_rate"] == pytest.approx(slope.item(), rel=0.1)
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(variables, "points", lambda data: data[:200])
+    monkeypatch.setattr(variables, "points", lambda data: data[:100])
     monkeypatch.setattr(variables, "ARMS", tuple(replace(arm, epochs=(2, 3)) for arm in ARMS))
     published = {samples: replace(arm, epochs=(2, 3)) for samples, arm in AS_PUBLISHED.items()}
     monkeypatch.setattr(variables, "AS_PUBLISHED", published)
@@ -101,7 +101,8 @@ def test_study(small):
     assert len(outcome.notes) == 1
 
 
-def test_study_at_the_scale_of_the_paper_sets_ours_beside_the_published(small):
+def test_study_at_the_scale_of_the_paper_sets_ours_beside_the_published(small, monkeypatch):
+    monkeypatch.setattr(variables, "ARMS", variables.ARMS[:1])
     outcome = STUDY.run(replace(PLAN, scale="paper", replicates=2))
     last = outcome.rows[-2:]
     assert [(row["training"], row["replicates"]) for row in last] == [

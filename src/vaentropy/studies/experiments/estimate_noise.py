@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from vaentropy._typing import Float, Tensor
@@ -130,14 +131,20 @@ def _ratio(noises: Mapping[str, Noise]) -> float:
     return noises["elbo"].expected_std(1) / noises["entropy_sum"].expected_std(1)
 
 
+def _slope(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    """Of log std over log n, by least squares."""
+    n, std = (np.log([row[column] for row in rows]) for column in ("points", f"{name}_std"))
+    return float(np.polyfit(n, std, 1)[0])
+
+
 def _finding(rows: Sequence[Mapping[str, Any]], noises: Mapping[str, Noise], ratios: Sequence[float]) -> str:
-    off = max(abs(row[f"{name}_std"] / row[f"{name}_std_expected"] - 1) for row in rows for name in ESTIMATES)
+    slopes = [_slope(rows, name) for name in ESTIMATES]
     shares = [noise.monte_carlo / (noise.sampling + noise.monte_carlo) for noise in noises.values()]
     several = f" ({min(ratios):.1f} to {max(ratios):.1f} over {len(ratios)} trainings)" if len(ratios) > 1 else ""
     return (
-        f"An estimate of the ELBO is {ratios[0]:.1f} times as noisy as one of the entropy sum{several}; both fall as "
-        f"1/√n, {rows[-1]['points'] // rows[0]['points']:,}-fold n, to within {off:.0%}, and Monte Carlo noise of "
-        f"{DRAWS} draws makes {shares[0]:.0%} of the variance of the one and {shares[1]:.0%} of the other."
+        f"An estimate of the ELBO is {ratios[0]:.1f} times as noisy as one of the entropy sum{several}; the noise goes "
+        f"with the number of points to the power of {slopes[0]:.2f} and {slopes[1]:.2f}, and Monte Carlo with {DRAWS} "
+        f"draws makes {shares[0]:.0%} of the variance of the one and {shares[1]:.0%} of the other."
     )
 
 
