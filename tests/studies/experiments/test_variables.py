@@ -36,8 +36,7 @@ def test_beta_of_a_schedule_moves_the_loss_by_that_much_of_the_kl(name, x):
     assert losses[1] - losses[0] == pytest.approx(beta(0.1) * kl.mean().item(), rel=1e-9)
 
 
-@ANNEALED
-@pytest.mark.parametrize("replicates", [1, 2])
+@pytest.mark.parametrize(("name", "replicates"), [("KL warm-up", 1), ("cyclical KL", 2)])
 def test_annealing_changes_the_way(name, replicates, x):
     # Of one model by `fit`, of two by `fit_replicates`.
     plain, annealed = (train(BY_NAME[each], x, None, PLAN, replicates, epochs=40) for each in ("ours", name))

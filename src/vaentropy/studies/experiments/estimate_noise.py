@@ -156,9 +156,7 @@ def _plot(rows: Sequence[Mapping[str, Any]], noises: Mapping[str, Noise]) -> Fig
         for axes, name in zip(figure.subplots(1, 2, sharex=True, sharey=True), noises, strict=True):
             for number, (label, part) in enumerate(parts.items()):
                 values = [row[f"{name}_std_{part}"] for row in rows]
-                axes.plot(
-                    sizes, values, color=COLOURS[number], linestyle=LINE_STYLES[number], label=f"{label}, slope -1/2"
-                )
+                axes.plot(sizes, values, color=COLOURS[number], linestyle=LINE_STYLES[number], label=label)
             measured = [row[f"{name}_std"] for row in rows]
             axes.plot(sizes, measured, "o", color=INK, markersize=5, markerfacecolor="none", label="repeated estimates")
             axes.set(title=ESTIMATES[name], xscale="log", yscale="log", xlabel="held-out points (lines: slope -1/2)")
