@@ -82,7 +82,7 @@ class Moment:
         count = torch.full(values.shape[1:], float(len(values)), dtype=torch.float64)
         total_noise = None if noise is None else to_float64(noise).sum(0).cpu()
         if len(values) > 1 and values.stride(0) == 0:
-            # One row that was expanded, such as a variance of the model's: there may be as many values as the data have.
+            # One row that was expanded, such as a variance of the model: its copies need not be gone through.
             zeros = torch.zeros_like(count)
             return cls(count, count, values[0].cpu(), zeros, zeros, zeros, total_noise)
         mean = values.mean(0)

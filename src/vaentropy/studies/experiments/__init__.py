@@ -2,11 +2,26 @@
 
 from collections.abc import Mapping
 
-from vaentropy.studies.experiments import constraint, estimate_noise, vae1_mnist, vae3_ring, variables
+from vaentropy.studies.experiments import (
+    constraint,
+    estimate_noise,
+    linear_pca,
+    streaming,
+    vae1_mnist,
+    vae3_ring,
+    variables,
+)
 from vaentropy.studies.study import Study
 
 __all__ = ["STUDIES"]
 
-STUDIES: Mapping[str, Study] = {
-    module.STUDY.name: module.STUDY for module in (constraint, estimate_noise, vae1_mnist, vae3_ring, variables)
-}
+MODULES = (
+    constraint,
+    estimate_noise,
+    linear_pca,
+    streaming,
+    vae1_mnist,
+    vae3_ring,
+    variables,
+)
+STUDIES: Mapping[str, Study] = {module.STUDY.name: module.STUDY for module in MODULES}
