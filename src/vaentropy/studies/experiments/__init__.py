@@ -3,19 +3,25 @@
 from collections.abc import Mapping
 
 from vaentropy.studies.experiments import (
+    constraint,
+    estimate_noise,
     linear_pca,
     streaming,
     vae1_mnist,
     vae3_ring,
+    variables,
 )
 from vaentropy.studies.study import Study
 
 __all__ = ["STUDIES"]
 
 MODULES = (
+    constraint,
+    estimate_noise,
     linear_pca,
     streaming,
     vae1_mnist,
     vae3_ring,
+    variables,
 )
 STUDIES: Mapping[str, Study] = {module.STUDY.name: module.STUDY for module in MODULES}
