@@ -6,13 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.diagnosis.latents import Latents, latents_of
 from vaentropy.families import vae0, vae1
-from vaentropy.figures.style import COLOURS, LINE_STYLES, MARKERS, PALE, SMALL, Figure, new_figure, styled
-from vaentropy.figures.style import whole_numbers as with_whole_numbers
+from vaentropy.figures.style import (
+    COLOURS,
+    LINE_STYLES,
+    MARKERS,
+    PALE,
+    SMALL,
+    Figure,
+    new_figure,
+    styled,
+    whole_numbers,
+)
+from vaentropy.likelihoods import GaussianHead
+from vaentropy.results import Evaluation
 from vaentropy.studies.trials import Arm, Trials, summary
+from vaentropy.training import History
 from vaentropy.vae import VAE
 
 __all__ = ["ACTIVE_BELOW", "FIXED", "LEARNED", "activity", "arms", "finding", "plot_activity"]
@@ -54,15 +67,14 @@ def activity(data: str, trials: Trials, x: Tensor) -> dict[str, Any]:
     row, tables = summary(trials), _tables(trials)
     active = [int((table.encoder_entropy < ACTIVE_BELOW).sum()) for table in tables]
     by_kl = [len(table) - len(table.which("collapsed")) for table in tables]
-    optima, ratios = zip(*[_variances(history.train) for history in trials.histories], strict=True)
     return {
         "data": data,
         "training": row.pop("training"),
         "latents": len(tables[0]),
         "active": statistics.median(active),
         "active_by_kl": statistics.median(by_kl),
-        "variance": statistics.median(optimum / ratio for optimum, ratio in zip(optima, ratios, strict=True)),
-        "optimal_variance": statistics.median(optima),
+        "variance": statistics.median(map(_variance, trials.models)),
+        "optimal_variance": statistics.median(map(_optimal_variance, trials.histories)),
         "mean_variance_of_features": float(x.double().var(0, correction=0).mean()),
         **row,
     }
@@ -82,7 +94,7 @@ def finding(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plot_activity(every: Mapping[str, Sequence[Trials]]) -> Figure:
-    """Encoder entropies of the latents from the largest to the smallest, a panel per data set; medians of replicates."""
+    """Encoder entropies of the latents from the largest to the smallest, a panel for each data set; medians."""
     with styled():
         figure = new_figure(max(2, len(every)) * PANEL_WIDTH, HEIGHT)
         panels = figure.subplots(1, len(every), squeeze=False)[0]
@@ -94,7 +106,7 @@ def plot_activity(every: Mapping[str, Sequence[Trials]]) -> Figure:
                 look = {"color": COLOURS[number], "linestyle": LINE_STYLES[number], "marker": MARKERS[number]}
                 axes.plot(np.arange(1, len(values) + 1), values, markersize=4, label=trials.arm.name, **look)
             axes.set(title=data, xlabel="latents, by their entropy")
-            with_whole_numbers(axes.xaxis)
+            whole_numbers(axes.xaxis)
         panels[0].set_ylabel("encoder entropy, nats")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=SMALL)
     return figure
@@ -103,13 +115,24 @@ def plot_activity(every: Mapping[str, Sequence[Trials]]) -> Figure:
 def _tables(trials: Trials) -> list[Latents]:
     tables = []
     for model, history in zip(trials.models, trials.histories, strict=True):
-        assert history.train is not None  # every training ends with an evaluation
-        table = latents_of(model, history.train)
+        table = latents_of(model, _evaluated(history))
         assert table is not None  # VAE-0 and VAE-1 have normal posteriors and priors
         tables.append(table)
     return tables
 
 
-def _variances(evaluation: Any) -> tuple[float, float]:
-    """The optimal σ² and its ratio to the σ² that the model has."""
-    return evaluation.optimal_variance, evaluation.variance_ratio
+def _evaluated(history: History) -> Evaluation:
+    assert history.train is not None  # every training ends with one
+    return history.train
+
+
+def _variance(model: VAE) -> float:
+    """σ², which no features change."""
+    assert isinstance(model.head, GaussianHead)
+    return float(model.head.log_variance_at(torch.empty(0)).detach().exp())
+
+
+def _optimal_variance(history: History) -> float:
+    optimum = _evaluated(history).optimal_variance
+    assert optimum is not None  # of normal likelihoods
+    return optimum

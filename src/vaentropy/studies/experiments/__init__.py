@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 
-from vaentropy.studies.experiments import collapse, susy, vae1_mnist, vae3_ring
+from vaentropy.studies.experiments import collapse, collapse_rgb, susy, vae1_mnist, vae3_ring
 from vaentropy.studies.study import Study
 
 __all__ = ["STUDIES"]
 
-STUDIES: Mapping[str, Study] = {module.STUDY.name: module.STUDY for module in (collapse, susy, vae1_mnist, vae3_ring)}
+STUDIES: Mapping[str, Study] = {
+    module.STUDY.name: module.STUDY for module in (collapse, collapse_rgb, susy, vae1_mnist, vae3_ring)
+}
