@@ -43,8 +43,8 @@ def run(plan: Plan) -> Outcome:
 STUDY = Study(
     "collapse-rgb",
     "Posterior collapse of a convolutional VAE",
-    "64 latents, convolutions of 32-64-128-256-512 channels with BatchNorm and LeakyReLU, 64 x 64 x 3 pixels (quick: 32 "
-    "x 32); patches of photographs, or by --data a folder of images such as CelebA's. VAE-0 (σ² = 1) and VAE-1.",
+    "64 latents, convolutions of 32-64-128-256-512 channels with BatchNorm and LeakyReLU, 64 x 64 x 3 pixels (quick: "
+    "32 x 32); patches of photographs, or by --data a folder of images such as CelebA's. VAE-0 (σ² = 1) and VAE-1.",
     run,
     takes_data=True,
     cost=16,
