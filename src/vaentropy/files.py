@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from vaentropy._typing import Tensor
-from vaentropy.errors import DataError, MissingExtraError, shown
+from vaentropy.errors import DataError, MissingExtraError, UsageError, shown
 
 __all__ = [
     "append_line",
@@ -25,6 +25,7 @@ __all__ = [
     "read_tensors",
     "read_text",
     "read_yaml",
+    "require_file_or_nothing",
     "to_json",
     "write_tensors",
     "write_text",
@@ -43,8 +44,10 @@ def written_aside(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to, which takes its place at the end: readers see a whole file or the old one.
 
     Raises:
+        UsageError: what has that name is no file, but a device, a pipe or a folder.
         OSError: the file cannot be written, say on a full disk; `path` is as it was, and nothing is left beside it.
     """
+    require_file_or_nothing(path)
     aside = path.with_name(path.name + ASIDE)
     try:
         # What lies there may be a link that leads to another file.
@@ -59,6 +62,16 @@ def written_aside(path: Path) -> Iterator[Path]:
             raise named(error, path) from error
         raise
     flush_to_disk(path.parent)
+
+
+def require_file_or_nothing(path: Path) -> None:
+    """Refuse what a file must not take the place of.
+
+    Raises:
+        UsageError: there is a device, a pipe or a folder.
+    """
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no file, expected one to replace or nothing; name another place to write to")
 
 
 def named(error: OSError, path: Path) -> OSError:

@@ -142,7 +142,7 @@ def test_help_does_not_wait_for_torch():
     code = (
         "import sys\n"
         "from vaentropy.cli import main\n"
-        "for verb in ([], ['train'], ['evaluate'], ['prune'], ['continue'], ['select'], ['verify']):\n"
+        "for verb in ([], ['train'], ['evaluate'], ['prune'], ['continue'], ['select'], ['verify'], ['reproduce']):\n"
         "    assert main([*verb, '--help']) == 0\n"
         "assert main(['--version']) == 0\n"
         "heavy = {'torch', 'numpy', 'yaml', 'rich', 'scipy'} & set(sys.modules)\n"

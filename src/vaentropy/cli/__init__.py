@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import click
     except ImportError:
         return _fail("click is not installed; run: pip install 'vaentropy[cli]'")
-    from vaentropy.cli.commands import vaentropy
+    from vaentropy.cli import commands, studies  # noqa: F401  # they add their verbs to it
+    from vaentropy.cli.group import vaentropy
     from vaentropy.errors import VaentropyError
 
     try:

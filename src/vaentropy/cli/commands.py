@@ -1,20 +1,12 @@
-"""The verbs, each a thin layer over one public function. Nothing here imports torch before a verb runs."""
+"""The verbs of runs, each a thin layer over one public function. Nothing here imports torch before a verb runs."""
 
 from typing import Any
 
 import click
 
-from vaentropy import __version__
 from vaentropy.cli import options
+from vaentropy.cli.group import vaentropy
 from vaentropy.config import FAMILIES
-
-__all__ = ["vaentropy"]
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, message="%(prog)s %(version)s")
-def vaentropy() -> None:
-    """Gaussian VAEs whose ELBO is a sum of three entropies: train, evaluate, use, verify."""
 
 
 @vaentropy.command()
@@ -397,39 +389,6 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(vaentropy, {}, "vaentropy", "_VAENTROPY_COMPLETE").source())
-
-
-@vaentropy.command()
-@options.as_json
-def verify(as_json: bool) -> int:
-    """Check the theorem to the last digits on models small enough to reach a stationary point; exit 1 if one fails."""
-    from vaentropy.files import to_json
-    from vaentropy.progress import progress_bar
-    from vaentropy.studies import Case
-    from vaentropy.studies import verify as verify_cases
-    from vaentropy.studies.verify import CASES
-
-    def line(case: Case) -> str:
-        return (
-            f"{case.model:<30}{case.elbo:>12.6f}{case.entropy_sum:>13.6f}{case.relative_gap:>10.1e}"
-            f"{case.gradient_norm:>10.1e}{case.hessian_min:>10.1e}{case.active_latents:>4}  "
-            f"{'yes' if case.holds else 'NO':<6}{case.note}"
-        )
-
-    with progress_bar(len(CASES), "cases") as report:
-        cases = verify_cases(on_case=lambda case: report(case.model))
-    if as_json:
-        click.echo(to_json({"cases": [case.to_dict() for case in cases], "holds": all(case.holds for case in cases)}))
-    else:
-        click.echo(
-            f"{'model':<30}{'ELBO':>12}{'entropy sum':>13}{'rel. gap':>10}{'gradient':>10}{'curvature':>10}"
-            f"{'act':>4}  holds"
-        )
-        for case in cases:
-            click.echo(line(case))
-            if case.own_entropy_sum is not None and case.own_relative_gap is not None:
-                click.echo(f"{'  by its own formula':<42}{case.own_entropy_sum:>13.6f}{case.own_relative_gap:>10.1e}")
-    return 0 if all(case.holds for case in cases) else 1
 
 
 # A run's own settings, which there is none of here; and those that are many, or have one value more.

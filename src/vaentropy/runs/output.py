@@ -13,7 +13,7 @@ import numpy as np
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_path
 from vaentropy.errors import MissingExtraError, UsageError
-from vaentropy.files import ASIDE, named
+from vaentropy.files import ASIDE, named, require_file_or_nothing
 
 __all__ = ["Output"]
 
@@ -43,7 +43,8 @@ class Output:
             return
         if self.path.suffix not in ENDINGS:
             raise UsageError(f"{out} given to write to, expected a path ending in {', '.join(ENDINGS)}")
-        if self.path.is_dir() or (self.path.exists() and not overwrite):
+        require_file_or_nothing(self.path)
+        if self.path.exists() and not overwrite:
             raise UsageError(f"{out} exists; name another file with --out, or replace it with --overwrite")
         if self._aside.is_symlink() or self._aside.exists():
             raise UsageError(f"{self._aside} exists, which an interrupted command may have left; remove it")

@@ -34,7 +34,7 @@ class Plan:
         UsageError: an argument has a wrong value.
     """
 
-    scale: Scale = "quick"
+    scale: str = "quick"
     exact_settings: bool = False
     replicates: int | None = None
     data: str | None = None

@@ -141,7 +141,7 @@ def _calling(arm: Arm, model: VAE) -> Callable[[Any], None] | None:
 def gain_of_twice_the_epochs(trials: Trials, x: Tensor, plan: Plan) -> float:
     """ELBO of the training data that the first replicate would have gained by twice the epochs, nats per data point.
 
-    A schedule that ends at a learning rate of 0 makes any training look as if it had arrived; this tells whether it has.
+    A schedule that ends at a learning rate of 0 makes any training look as if it had arrived; this tells if it has.
     """
     first = trials.histories[0].train
     longer = train(trials.arm, x, None, plan, 1, epochs=2 * trials.epochs).histories[0].train

@@ -9,7 +9,7 @@ LATENT_DIM = 2
 ARM = Arm(
     name="VAE-1",
     model=lambda shape: vae1(shape, LATENT_DIM, (50, 50)),
-    epochs=(10, 60),
+    epochs=(30, 60),
     options={"learning_rate": 1e-2},
     exact={"batch_size": 2000, "epochs": 200},
 )
@@ -27,8 +27,9 @@ def run(plan: Plan) -> Outcome:
         gain = gain_of_twice_the_epochs(trials, x, plan)
         notes.append(f"Twice the epochs change the ELBO of the first replicate by {gain:+.2f} nats.")
     finding = (
-        f"ELBO {row['elbo']:.2f} and sum of entropies {row['entropy_sum']:.2f} nats differ by {row['relative_gap']:.1e} "
-        f"of the ELBO on the training data, and by {row['held_out_relative_gap']:.1e} on held-out data."
+        f"ELBO {row['elbo']:.2f} and sum of entropies {row['entropy_sum']:.2f} nats differ by "
+        f"{row['relative_gap']:.1e} of the ELBO on the training data, and by {row['held_out_relative_gap']:.1e} on "
+        "held-out data."
     )
     return Outcome([row], plot_arms([trials]), finding, notes)
 
@@ -38,5 +39,5 @@ STUDY = Study(
     "VAE-1 on MNIST",
     "2 latents, networks of 50 and 50 units (ReLU), one learned variance.",
     run,
-    cost=15,
+    cost=15.0,
 )

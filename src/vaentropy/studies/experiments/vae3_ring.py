@@ -23,7 +23,7 @@ def _arm(name: str, epochs: tuple[int, int], *, exact: dict, **options: object) 
 
 ARMS = (
     _arm("batches of 200", (20, 60), exact={"batch_size": 2_000}),
-    _arm("batches of 100", (10, 40), exact={"batch_size": 100}, batch_size=100),
+    _arm("batches of 100", (20, 40), exact={"batch_size": 100}, batch_size=100),
     _arm("learning rate 5e-3", (20, 60), exact={"batch_size": 2_000, "learning_rate": 5e-3}, learning_rate=5e-3),
 )
 
@@ -52,7 +52,8 @@ def run(plan: Plan) -> Outcome:
 STUDY = Study(
     "vae3-ring",
     "VAE-3 on PCA-ring",
-    "z → z/10 + z/‖z‖ in 10 dimensions, 2 latents, networks of 50 and 50 units; batches of 200, of 100, and another learning rate.",
+    "z → z/10 + z/‖z‖ in 10 dimensions, 2 latents, networks of 50 and 50 units; batches of 200, of 100, and another "
+    "learning rate.",
     run,
-    cost=15,
+    cost=15.0,
 )

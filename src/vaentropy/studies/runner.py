@@ -1,0 +1,304 @@
+"""`reproduce`: run studies, each into a folder of its own, and write an index of all that are there."""
+
+import csv
+import io
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vaentropy import __version__
+from vaentropy.checks import require_count, require_function, require_instance, require_path
+from vaentropy.errors import TrainingError, UsageError, VaentropyError, nearest, shown
+from vaentropy.files import to_json, write_text, written_aside
+from vaentropy.progress import progress_bar
+from vaentropy.runs.build import torch_device
+from vaentropy.studies.experiments import STUDIES
+from vaentropy.studies.index import check_index, write_index
+from vaentropy.studies.record import FIGURE, RECORD, TABLE, Record, read_record
+from vaentropy.studies.study import Outcome, Plan, Study
+
+__all__ = ["Reproduction", "reproduce"]
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What `reproduce` did.
+
+    Attributes:
+        folder: where the results are.
+        records: of the studies asked for, by name, that are there now.
+        kept: which of them were there before, made by the same plan.
+        failed: why the others are not there, one line each.
+    """
+
+    folder: Path
+    records: Mapping[str, Record]
+    kept: Sequence[str]
+    failed: Mapping[str, str]
+
+
+def reproduce(
+    names: Sequence[str] = (ALL,),
+    plan: Plan | None = None,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    processes: int = 1,
+    on_study: Callable[[Record], None] | None = None,
+) -> Reproduction:
+    """Run studies; each leaves in `out`/NAME its table (CSV), figure (SVG) and all its numbers (JSON).
+
+    A study that is there already, made by the same plan and version, is kept, so that an interrupted call can be
+    repeated. A study that fails, say for want of its data, does not stop the others.
+
+    Args:
+        names: of studies, as in `STUDIES`; "all" stands for all of them.
+        plan: how large they are made; None is `Plan()`.
+        out: folder of the results and their index.html; by default one under reproduced/, named after the scale.
+        overwrite: replace studies that are there.
+        processes: how many studies run at a time, each in a process with one thread; 1 runs them here. A script that
+            asks for more has to have the usual `if __name__ == "__main__":`.
+        on_study: called with the record of each study as it is done, or was found.
+
+    Raises:
+        UsageError: an unknown name, an argument with a wrong value, or another plan's results in the folder.
+        MissingExtraError: matplotlib or jinja2 is not installed.
+        VaentropyError: the only study asked for failed.
+    """
+    chosen = _studies(names)
+    plan = plan or Plan()
+    require_instance("plan", plan, Plan, "a Plan")
+    require_count("processes", processes)
+    require_function("on_study", on_study)
+    _check_data(chosen, plan)
+    torch_device(plan.device)
+    folder = require_path("out", out) if out is not None else Path("reproduced") / _name(plan)
+    folder = Path(os.path.abspath(folder))
+    check_index(folder)
+    there = {study.name: _found(study, plan, folder, overwrite=overwrite) for study in chosen}
+    records = {name: record for name, record in there.items() if record is not None}
+    kept, failed = list(records), {}
+    for record in records.values():
+        if on_study:
+            on_study(record)
+    # The longest first, so that none of the processes is left with it alone.
+    todo = sorted((study for study in chosen if study.name not in records), key=lambda study: -study.cost)
+    run = _run_here if processes == 1 or len(todo) == 1 else _run_apart(processes)
+    with progress_bar(len(todo), "studies", show=plan.progress if run is not _run_here else False) as report:
+        for study, error in run(todo, plan, folder, report):
+            if error is not None:
+                failed[study.name] = str(error)
+                if len(chosen) == 1:
+                    raise error
+                continue
+            records[study.name] = read_record(folder / study.name)
+            if on_study:
+                on_study(records[study.name])
+            report("", 1)
+    if records:
+        write_index(folder, [study.name for study in STUDIES.values()])
+    ordered = {study.name: records[study.name] for study in chosen if study.name in records}
+    return Reproduction(folder, ordered, kept, failed)
+
+
+def _studies(names: Any) -> list[Study]:
+    """The studies meant, in the order of the catalogue."""
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
+        raise UsageError(f"names={shown(names)} given, expected a list of names of studies, or ['{ALL}']")
+    if not names:
+        raise UsageError(f"no study named, expected {ALL} or some of {', '.join(STUDIES)}")
+    for name in names:
+        if name not in (*STUDIES, ALL):
+            hint = nearest(name, [*STUDIES, ALL])
+            raise UsageError(f"unknown study {shown(name)}; {hint}expected {ALL} or some of {', '.join(STUDIES)}")
+    return [study for study in STUDIES.values() if ALL in names or study.name in names]
+
+
+def _check_data(chosen: Sequence[Study], plan: Plan) -> None:
+    """Refuse data for studies that bring their own."""
+    if plan.data is None:
+        return
+    takers = [name for name, study in STUDIES.items() if study.takes_data]
+    for study in chosen:
+        if not study.takes_data:
+            raise UsageError(
+                f"data={shown(plan.data)} given for {study.name}, which has data of its own; name one of "
+                f"{', '.join(takers)}"
+            )
+    if len(chosen) > 1:
+        raise UsageError(f"data={shown(plan.data)} given for {len(chosen)} studies, expected one that they are for")
+    if not Path(plan.data).exists():
+        raise UsageError(f"data={shown(plan.data)} given, but there is no such file or folder; name one that is there")
+
+
+def _name(plan: Plan) -> str:
+    return f"{plan.scale}-exact" if plan.exact_settings else plan.scale
+
+
+def _decisive(plan: Plan) -> dict[str, Any]:
+    """What of a plan decides on results, plain values."""
+    values = asdict(plan)
+    del values["progress"], values["data_folder"]
+    if values["data"] is not None:
+        values["data"] = os.path.abspath(values["data"])
+    return values
+
+
+def _found(study: Study, plan: Plan, folder: Path, *, overwrite: bool) -> Record | None:
+    """The record of a study that need not be run again.
+
+    Raises:
+        UsageError: other results are in its place.
+    """
+    place = folder / study.name
+    if overwrite or not place.exists():
+        return None
+    how = "name another folder, or say to overwrite"
+    if not (place / RECORD).exists():
+        if any((place / name).exists() for name in (TABLE, FIGURE)) or not place.is_dir():
+            raise UsageError(f"{place} is in the way: it holds no {RECORD}; {how}")
+        return None
+    record = read_record(place)
+    if record.version != __version__:
+        raise UsageError(f"{place} was made by vaentropy {record.version}, this is {__version__}; {how}")
+    for name, value in _decisive(plan).items():
+        if record.plan.get(name) != value:
+            raise UsageError(f"{place} was made with {name}={shown(record.plan.get(name))}, not {shown(value)}; {how}")
+    return record
+
+
+# --- One study ------------------------------------------------------------------------------------------------------
+
+
+def _run(study: Study, plan: Plan, folder: Path) -> None:
+    """Run a study and write its files, the record last: what it says is there is there."""
+    start = time.perf_counter()
+    outcome = study.run(plan)
+    seconds = time.perf_counter() - start
+    place = folder / study.name
+    place.mkdir(parents=True, exist_ok=True)
+    write_text(place / TABLE, _csv(outcome))
+    _save(outcome, place / FIGURE)
+    record = Record(
+        name=study.name,
+        title=study.title,
+        about=study.about,
+        finding=outcome.finding,
+        notes=list(outcome.notes),
+        rows=[dict(row) for row in outcome.rows],
+        details=dict(outcome.details),
+        seconds=seconds,
+        plan=_decisive(plan),
+        version=__version__,
+        environment={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "device": str(torch_device(plan.device)),
+            "threads": torch.get_num_threads(),
+        },
+    )
+    write_text(place / RECORD, to_json(asdict(record), indent=1))
+
+
+def _csv(outcome: Outcome) -> str:
+    columns = list(dict.fromkeys(name for row in outcome.rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(outcome.rows)
+    return text.getvalue()
+
+
+def _save(outcome: Outcome, path: Path) -> None:
+    import matplotlib
+
+    # The same numbers give the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "vaentropy"}), written_aside(path) as aside:
+        outcome.figure.savefig(aside, format="svg", metadata={"Date": None, "Creator": None})
+
+
+# --- All of them ----------------------------------------------------------------------------------------------------
+
+# A study, and why it failed.
+Done = tuple[Study, VaentropyError | None]
+Run = Callable[[Sequence[Study], Plan, Path, Callable[..., None]], Iterator[Done]]
+
+
+def _run_here(todo: Sequence[Study], plan: Plan, folder: Path, report: Callable[..., None]) -> Iterator[Done]:
+    for study in todo:
+        try:
+            _run(study, plan, folder)
+        except VaentropyError as error:
+            yield study, error
+        else:
+            yield study, None
+
+
+def _run_apart(processes: int) -> Run:
+    """Run so many studies at a time, each in a process of its own: one that dies takes no other with it."""
+
+    def run(todo: Sequence[Study], plan: Plan, folder: Path, report: Callable[..., None]) -> Iterator[Done]:
+        # Not forked: threads of torch do not survive that.
+        context, waiting = get_context("spawn"), list(todo)
+        running: dict[Any, tuple[Study, Any]] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < processes:
+                    study = waiting.pop(0)
+                    here, there = context.Pipe(duplex=False)
+                    process = context.Process(target=_work, args=(study.name, plan, folder, there), daemon=True)
+                    process.start()
+                    there.close()
+                    running[here] = study, process
+                report(", ".join(study.name for study, _ in running.values()), 0)
+                for end in connection.wait(list(running)):
+                    study, process = running.pop(end)
+                    yield study, _answer(end, process)
+        finally:
+            for _, process in running.values():
+                process.terminate()
+
+    return run
+
+
+def _work(name: str, plan: Plan, folder: Path, answer: Any) -> None:
+    """What a process does: one study on one thread; the answer is None, or what went wrong."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    quiet = Plan(**{**asdict(plan), "progress": False})
+    try:
+        _run(STUDIES[name], quiet, folder)
+    except VaentropyError as error:
+        answer.send(error)
+    else:
+        answer.send(None)
+
+
+def _die_with_parent() -> None:
+    """A signal may end the parent before it can end this process."""
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _answer(end: Any, process: Any) -> VaentropyError | None:
+    try:
+        return end.recv()
+    except EOFError:
+        process.join()
+        how = "a traceback, if any, is above; was there memory enough?"
+        return TrainingError(f"its process ended with status {process.exitcode}; {how}")
+    finally:
+        end.close()
+        process.join()
