@@ -70,7 +70,7 @@ def test_variances_of_a_row(compared):
     assert activity("some data", learned, x)["variance"] == pytest.approx(0.25)
     # Mean squared error of draws, directly.
     z = fixed.models[0].posterior(x).sample((2000,)).flatten(0, 1)
-    error = (x.repeat(2000, 1) - fixed.models[0].likelihood(z).mean).square().mean()
+    error = (x.repeat(2000, 1) - fixed.models[0].likelihood(z).mean).square().mean().detach()
     assert row["optimal_variance"] == pytest.approx(float(error), rel=0.05)
 
 

@@ -32,7 +32,7 @@ def test_photographs_are_those_of_scikit_learn():
     from sklearn.datasets import load_sample_images
 
     train, held_out = rgb.photograph_patches(2, 2, 32, seed=1)
-    assert 0 <= min(train.min(), held_out.min()) and max(train.max(), held_out.max()) <= 1
+    assert min(train.min(), held_out.min()) >= 0 and max(train.max(), held_out.max()) <= 1
     again, _ = rgb.photograph_patches(2, 2, 32, seed=1)
     assert torch.equal(train, again)
     for patch, image in zip((255 * train).round().numpy(), load_sample_images().images, strict=True):

@@ -37,7 +37,7 @@ def ran(folder):
         original = collapse.train
 
         def train(arm, x, held_out, plan, replicates):
-            trials = original(arm, x, held_out, plan, replicates, epochs=150 if len(x) == 60 else 2)
+            trials = original(arm, x, held_out, plan, replicates, epochs=2 if seen else 120)
             seen.append((arm, trials.models[0], x, held_out))
             return trials
 

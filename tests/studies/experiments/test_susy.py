@@ -87,4 +87,4 @@ def test_settings_and_networks_of_the_paper():
     assert model.latent_shape == (12,)
     # Trap of the published code: an activation behind the heads.
     assert all(isinstance(head, torch.nn.Linear) for head in (model.latent_mean, model.latent_log_variance))
-    assert isinstance(model.head.mean, torch.nn.Linear)
+    assert [type(layer) for layer in model.head.mean] == [torch.nn.Linear, torch.nn.Unflatten]

@@ -17,8 +17,8 @@ OF_IMAGES = arms(
 ROWS_QUICK, ROWS_PAPER = 20_000, 500_000
 OF_TABLES = arms(
     lambda family, shape: family(shape, 12, (128, 24)),
-    epochs=(30, 10),
-    options={"learning_rate": 1e-2, "batch_size": 1_000},
+    epochs=(30, 30),
+    options={"learning_rate": 1e-2, "batch_size": 1_024},
     exact={"batch_size": 1_024, "epochs": 150},
 )
 
@@ -53,5 +53,5 @@ STUDY = Study(
     "without it a stand-in is drawn): 12 latents, 128 and 24 units. VAE-0 (σ² = 1) and VAE-1, all else equal.",
     run,
     takes_data=True,
-    cost=10,
+    cost=10.0,
 )

@@ -47,5 +47,5 @@ STUDY = Study(
     "32 x 32); patches of photographs, or by --data a folder of images such as CelebA's. VAE-0 (σ² = 1) and VAE-1.",
     run,
     takes_data=True,
-    cost=16,
+    cost=16.0,
 )
