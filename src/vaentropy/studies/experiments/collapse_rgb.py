@@ -9,12 +9,12 @@ from vaentropy.studies.trials import train
 LATENT_DIM = 64
 # Pixels per side; images to train on, and held out.
 SIZE_QUICK, SIZE = 32, 64
-NUMBER_QUICK, NUMBER = (600, 200), (8_000, 2_000)
+NUMBER_QUICK, NUMBER = (600, 200), (6_000, 1_500)
 # Each draw takes a pass of the decoder over all images.
 FEW_DRAWS = MonteCarlo(2)
 ARMS = arms(
     lambda family, shape: family(shape, LATENT_DIM, networks=conv_networks(shape)),
-    epochs=(8, 10),
+    epochs=(8, 8),
     options={"learning_rate": 2e-3, "batch_size": 50, "evaluate_every": 1_000, "evaluation_expectation": FEW_DRAWS},
     exact={"batch_size": 1_024, "epochs": 150, "evaluation_expectation": FEW_DRAWS},
 )
@@ -37,6 +37,8 @@ def run(plan: Plan) -> Outcome:
         "BatchNorm uses its running statistics in evaluations; the theorem is about the statistics of batches that it "
         "was trained with.",
     ]
+    if not plan.exact_settings:
+        notes.append(f"{trials[0].epochs} epochs are what a processor does in minutes, not training to the plateau.")
     return Outcome(rows, plot_activity({name: trials}), finding(rows), notes)
 
 
@@ -47,5 +49,5 @@ STUDY = Study(
     "32 x 32); patches of photographs, or by --data a folder of images such as CelebA's. VAE-0 (σ² = 1) and VAE-1.",
     run,
     takes_data=True,
-    cost=16.0,
+    cost=15.0,
 )
