@@ -1,5 +1,6 @@
 """What all tests share: checked annotations, a fixed number of threads, hypothesis without a clock, the data folder."""
 
+import inspect
 import os
 import signal
 from pathlib import Path
@@ -8,13 +9,40 @@ import hypothesis
 import pytest
 import torch
 
+made_before: set[str] = set()  # functions inside functions that have been checked
+
 # Set VAENTROPY_TYPECHECK=0 to run without the checks, for instance to step through code in a debugger.
 if os.environ.get("VAENTROPY_TYPECHECK", "1") != "0":
+    import beartype
     import jaxtyping
 
     # Before any test imports vaentropy: each of its functions and dataclasses then checks annotations, shapes included.
     # Of a long container beartype checks one item, drawn with Python's global `random`: a test that a function leaves
     # the global generators alone can compare torch's and numpy's states, but not that one.
+    with_shapes = jaxtyping.jaxtyped
+
+    def checked(*, typechecker):
+        """What the hook decorates everything with, at half the cost.
+
+        A function inside another is made anew at each call of that one, and its checks would be compiled anew, which
+        takes longer than a training step: only the first that each file of tests makes is checked. And where there is
+        no shape in the annotations, beartype alone does the same without the account of shapes.
+        """
+
+        def decorate(target):
+            name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
+            if "<locals>" in name:
+                if name in made_before:
+                    return target
+                made_before.add(name)
+            hints = getattr(target, "__annotations__", {}).values()
+            if inspect.isfunction(target) and not any(isinstance(h, str) or "jaxtyping" in repr(h) for h in hints):
+                return beartype.beartype(target)
+            return with_shapes(target, typechecker=typechecker)
+
+        return decorate
+
+    jaxtyping.jaxtyped = checked
     jaxtyping.install_import_hook("vaentropy", "beartype.beartype")
 
 NUM_THREADS = 1
@@ -38,6 +66,12 @@ def fixed_number_of_threads():
     torch.set_num_threads(NUM_THREADS)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def checked_anew():
+    """Functions inside functions are checked once in each file of tests."""
+    made_before.clear()
 
 
 @pytest.fixture(autouse=True)

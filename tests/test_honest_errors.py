@@ -170,7 +170,12 @@ def test_stderr_covers_the_population_with_weights_and_few_draws():
 
 
 @pytest.mark.parametrize(
-    ("expectation", "weighted"), [(MonteCarlo(4, seed=5), False), (Antithetic(4, seed=6), False), (MonteCarlo(2), True)]
+    ("expectation", "weighted"),
+    [
+        pytest.param(MonteCarlo(4, seed=5), False, marks=pytest.mark.slow),
+        pytest.param(Antithetic(4, seed=6), False, marks=pytest.mark.slow),
+        (MonteCarlo(2), True),
+    ],
 )
 def test_mc_stderr_covers_what_exact_expectations_give(expectation, weighted):
     (x,) = data_sets(7, 1)

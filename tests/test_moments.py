@@ -151,6 +151,37 @@ def test_digits_are_not_lost_to_an_offset():
     assert close(merged.stderr, float(x.std()) / 3000**0.5, 1.0, tolerance=1e-8)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_many_parts_merge_at_once(weighted):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 2, dtype=F64, generator=generator) + torch.arange(60.0)[:, None]
+    w = torch.randint(0, 3, (60,), generator=generator) if weighted else torch.ones(60, dtype=torch.int64)
+    w[7:9] = 0 if weighted else 1  # all of a part
+    noise = torch.rand(60, 2, dtype=F64, generator=generator)
+    cuts = [7, 9, 20, 21, 50]
+    parts = [Moment.of(*part) for part in zip(*(t.tensor_split(cuts) for t in (x, w, noise)), strict=True)]
+    merged, u = parts[0].merge(*parts[1:]), w.numpy()[:, None]
+    mean = np.average(x.numpy(), axis=0, weights=w.numpy())
+    deviation = x.numpy() - mean
+    for name, expected in {
+        "weight": (u + 0 * deviation).sum(0),
+        "weight_squared": (u**2 + 0 * deviation).sum(0),
+        "mean": mean,
+        "spread": (u * deviation**2).sum(0),
+        "lean": (u**2 * deviation).sum(0),
+        "spread_squared": (u**2 * deviation**2).sum(0),
+        "noise": (u**2 * noise.numpy()).sum(0),
+    }.items():
+        assert close(getattr(merged, name), expected, 1e4), name
+
+
+def test_rows_that_are_one_row_expanded():
+    row, noise = torch.tensor([1.5, -2.0], dtype=F64), torch.ones(7, 2, dtype=F64)
+    found, expected = Moment.of(row.expand(7, 2), noise=noise), Moment.of(row.repeat(7, 1), noise=noise)
+    for f in fields(Moment):
+        assert close(getattr(found, f.name), getattr(expected, f.name), 10.0), f.name
+
+
 def test_a_part_without_weight_changes_nothing():
     x = torch.randn(5, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
     whole = Moment.of(x, torch.rand(5), noise=torch.rand(5, 2))

@@ -46,13 +46,15 @@ def names():
 
 def test_the_code_runs(names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert len(BLOCKS) == 12
+    monkeypatch.setattr("vaentropy.studies.experiments.linear_pca.EPOCHS", 50)
+    assert len(BLOCKS) == 13
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
     assert names["new"].shape == (16, 64)
     assert names["diagnosis"].findings[0].kind == "fixed_variance" and names["smaller"].latent_shape == (1,)
     assert names["selection"].supported == 2 and len(names["histories"]) == 8
     assert names["history"].train.num_points == 16 and names["x_hat"].shape == (4, 2)
+    assert (tmp_path / "reproduced" / "mine" / "index.html").is_file()
 
 
 def test_the_code_of_the_page_on_diagnosis_runs(names):

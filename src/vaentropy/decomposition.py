@@ -30,7 +30,7 @@ from vaentropy.errors import ModelError, UnsupportedError, UsageError
 from vaentropy.expectation import Expectation, Nodes
 from vaentropy.model import LatentVariableModel
 
-__all__ = ["FEATURE_TERMS", "Decomposition", "PointTerm", "decompose", "per_point", "require_factors"]
+__all__ = ["FEATURE_TERMS", "Decomposition", "PointTerm", "ScaledTerm", "decompose", "per_point", "require_factors"]
 
 # Terms with one entry per feature; all others are one number or one per latent.
 FEATURE_TERMS = ("decoder_residuals", "decoder_ratios", "squared_error", "log_variance")
@@ -54,10 +54,19 @@ class PointTerm:
 
 
 @dataclass(frozen=True)
+class ScaledTerm:
+    """A term that is another one, `of`, times one number, `factor` (): nothing of it has to be kept per data point."""
+
+    of: str
+    factor: Tensor
+
+
+@dataclass(frozen=True)
 class Decomposition:
     """Named terms of one batch, and which entropies were estimated by Monte Carlo."""
 
     terms: Mapping[str, PointTerm]
+    scaled: Mapping[str, ScaledTerm]
     sampled: frozenset[str]
     latent_shape: tuple[int, ...]
 
@@ -91,17 +100,19 @@ class _NodeAverage:
             # Not a buffer of its own yet: where there is one group only, none is needed.
             self.mean = value
             return
-        deviation = value - self.mean
+        step = deviation = value - self.mean
         if not self.finite:
-            # Probability 0 stays -inf: -inf - (-inf) would make it NaN.
-            deviation = torch.where(value == self.mean, 0.0, deviation)
+            # Probability 0 stays -inf: -inf - (-inf) would make it NaN. Its noise is not known.
+            step = torch.where(value == self.mean, 0.0, deviation)
+            deviation = deviation.masked_fill(deviation.isinf(), torch.nan)
         share = self.group / self.seen
         if self.spread is None:
-            self.mean = torch.add(self.mean, deviation, alpha=share)
-            self.spread = deviation * (value - self.mean)
+            self.mean = torch.add(self.mean, step, alpha=share)
+            self.spread = deviation.square_().mul_(1 - share)
         else:
-            self.mean.add_(deviation, alpha=share)
-            self.spread.addcmul_(deviation, value - self.mean)
+            self.mean.add_(step, alpha=share)
+            # Times the deviation from the mean that includes the value, which is so much smaller.
+            self.spread.addcmul_(deviation, deviation, value=1 - share)
 
     def scaled(self, factor: Tensor) -> "_NodeAverage":
         """The average of the term times a number, as far as it is."""
@@ -115,7 +126,7 @@ class _NodeAverage:
     def result(self) -> PointTerm:
         assert self.mean is not None
         groups = self.seen // self.group if self.group else 0
-        return PointTerm(self.mean, None if self.spread is None else self.spread / (groups * (groups - 1)))
+        return PointTerm(self.mean, None if self.spread is None else self.spread.div_(groups * (groups - 1)))
 
 
 def _without_noise(terms: Mapping[str, Tensor], nodes: Nodes) -> dict[str, PointTerm]:
@@ -386,13 +397,16 @@ def decompose(
             if name in exact:
                 continue
             if name not in averages:
-                averages[name] = _NodeAverage(nodes.group, finite=closed is not None and normal)
+                # Of log σ² only the average is of interest.
+                group = None if name == "log_variance" else nodes.group
+                averages[name] = _NodeAverage(group, finite=closed is not None and normal)
             averages[name].add(value, weight)
+    scaled = {}
     if precision is not None and "decoder_ratios" not in averages:
-        averages["decoder_ratios"] = averages["squared_error"].scaled(precision)
+        scaled["decoder_ratios"] = ScaledTerm("squared_error", precision)
     terms = exact | {name: average.result() for name, average in averages.items()}
     terms = _with_weights(terms, observed, num_observed)
     if bool(terms["elbo"].value.isnan().any()):
         row = int(terms["elbo"].value.isnan().nonzero()[0])
         raise ModelError(f"the ELBO of row {row} of a batch is not a number; look for NaN in the model's parameters")
-    return Decomposition(terms, frozenset(sampled), tuple(latent_shape))
+    return Decomposition(terms, scaled, frozenset(sampled), tuple(latent_shape))

@@ -71,7 +71,7 @@ def evaluate(
     def measure(batch: Batch) -> None:
         nonlocal latent_shape
         decomposition = decompose(batch.model, batch.x, expectation, batch.generator, batch.observed)
-        sums.add(decomposition.terms, batch)
+        sums.add(decomposition.terms, batch, decomposition.scaled)
         sampled.update(decomposition.sampled)
         latent_shape = decomposition.latent_shape
 

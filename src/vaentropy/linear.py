@@ -5,7 +5,7 @@ ELBO!", arXiv:1911.02469. All values are in nats per data point.
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,27 +19,67 @@ from vaentropy.errors import UsageError, shown
 from vaentropy.moments import DataMoments
 from vaentropy.seeding import seeded
 
-__all__ = ["DataMoments", "LinearElboTerms", "LinearVAE"]
+__all__ = ["DataMoments", "LinearElboTerms", "LinearVAE", "linear_elbo_terms"]
 
 
 class LinearElboTerms(NamedTuple):
-    """The ELBO's parts averaged over the data, nats, with gradients: as `ElboTerms`, without its axis B."""
+    """The ELBO's parts averaged over the data, nats, with gradients: as `ElboTerms`, without its axis B.
 
-    reconstruction: Float[Tensor, ""]
-    kl: Float[Tensor, "H"]
-    encoder_entropy: Float[Tensor, ""]
-    prior_entropy: Float[Tensor, ""]
-    decoder_entropy: Float[Tensor, ""]
+    Of several models (`linear_elbo_terms`) they have the models' axes in front.
+    """
+
+    reconstruction: Float[Tensor, "*M"]
+    kl: Float[Tensor, "*M H"]
+    encoder_entropy: Float[Tensor, "*M"]
+    prior_entropy: Float[Tensor, "*M"]
+    decoder_entropy: Float[Tensor, "*M"]
 
     @property
     def elbo(self) -> Tensor:
-        """()."""
-        return self.reconstruction - self.kl.sum()
+        """(*M,)."""
+        return self.reconstruction - self.kl.sum(-1)
 
     @property
     def entropy_sum(self) -> Tensor:
-        """(); equals the ELBO at every stationary point."""
+        """(*M,); equals the ELBO at every stationary point."""
         return self.encoder_entropy - self.prior_entropy - self.decoder_entropy
+
+
+def linear_elbo_terms(
+    parameters: Mapping[str, Tensor], mean: Float[Tensor, "*#M D"], factor: Float[Tensor, "*#M D K"]
+) -> LinearElboTerms:
+    """The ELBO's parts, exact, of one linear VAE or of several at once, whose axes stand in front of all others.
+
+    Args:
+        parameters: by name, as those of `LinearVAE`, (*M, …) each.
+        mean: of the data.
+        factor: A with A Aᵀ = covariance of the data, with 1/N; the centred data by themselves, over √N, are one.
+    """
+    weight, encoder_weight = parameters["weight"], parameters["encoder_weight"]
+    latent_log_variance, log_variance = parameters["latent_log_variance"], parameters["log_variance"]
+    # The columns of A stand for the centred data: no difference of large traces, as tr S - 2 tr WVS + … would be.
+    latent_factor = encoder_weight @ factor
+    latent_mean = _times(encoder_weight, mean) + parameters["encoder_bias"]
+    latent_variance = latent_log_variance.exp()
+    squared_error = (
+        (factor - weight @ latent_factor).square().sum((-2, -1))
+        + (mean - parameters["bias"] - _times(weight, latent_mean)).square().sum(-1)
+        + (latent_variance * weight.square().sum(-2)).sum(-1)
+    )
+    second_moment = latent_factor.square().sum(-1) + latent_mean.square() + latent_variance
+    latent_entropy, data_dim = normal_entropy(latent_log_variance), mean.shape[-1]
+    log_normaliser = data_dim * (LOG_2PI + log_variance)
+    return LinearElboTerms(
+        reconstruction=-0.5 * (log_normaliser + squared_error * torch.exp(-log_variance)),
+        kl=0.5 * (LOG_2PI + second_moment) - latent_entropy,
+        encoder_entropy=latent_entropy.sum(-1),
+        prior_entropy=normal_entropy(torch.zeros_like(latent_entropy)).sum(-1),
+        decoder_entropy=data_dim * normal_entropy(log_variance),
+    )
+
+
+def _times(matrix: Float[Tensor, "*#M A B"], vector: Float[Tensor, "*#M B"]) -> Float[Tensor, "*M A"]:
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 class LinearVAE(nn.Module):
@@ -94,26 +134,7 @@ class LinearVAE(nn.Module):
 
     def elbo_terms(self, statistics: DataMoments) -> LinearElboTerms:
         """The ELBO's parts, exact: no sampling, O(D²H) for any number of data points (the first call is O(D³))."""
-        mean, factor = self._mean_and_factor(statistics)
-        # The columns of A stand for the centred data: no difference of large traces, as tr S - 2 tr WVS + … would be.
-        latent_factor = self.encoder_weight @ factor
-        latent_mean = self.encoder_weight @ mean + self.encoder_bias
-        latent_variance = self.latent_log_variance.exp()
-        squared_error = (
-            (factor - self.weight @ latent_factor).square().sum()
-            + (mean - self.bias - self.weight @ latent_mean).square().sum()
-            + (latent_variance * self.weight.square().sum(0)).sum()
-        )
-        second_moment = latent_factor.square().sum(1) + latent_mean.square() + latent_variance
-        latent_entropy = normal_entropy(self.latent_log_variance)
-        log_normaliser = len(mean) * (LOG_2PI + self.log_variance)
-        return LinearElboTerms(
-            reconstruction=-0.5 * (log_normaliser + squared_error * torch.exp(-self.log_variance)),
-            kl=0.5 * (LOG_2PI + second_moment) - latent_entropy,
-            encoder_entropy=latent_entropy.sum(),
-            prior_entropy=normal_entropy(torch.zeros_like(latent_entropy)).sum(),
-            decoder_entropy=len(mean) * normal_entropy(self.log_variance),
-        )
+        return linear_elbo_terms(dict(self.named_parameters()), *self._mean_and_factor(statistics))
 
     def elbo(self, statistics: DataMoments) -> Float[Tensor, ""]:
         """The exact ELBO, (), with gradients."""

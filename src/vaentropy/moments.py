@@ -6,8 +6,8 @@ Parts merge by Chan's formula, which does not lose digits as a difference of raw
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, reduce
+from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -80,28 +80,38 @@ class Moment:
     @classmethod
     def _of_equal_weights(cls, values: Tensor, noise: Tensor | None) -> "Moment":
         count = torch.full(values.shape[1:], float(len(values)), dtype=torch.float64)
+        total_noise = None if noise is None else to_float64(noise).sum(0).cpu()
+        if len(values) > 1 and values.stride(0) == 0:
+            # One row that was expanded, such as a variance of the model: its copies need not be gone through.
+            zeros = torch.zeros_like(count)
+            return cls(count, count, values[0].cpu(), zeros, zeros, zeros, total_noise)
         mean = values.mean(0)
         spread = (values - mean).square_().sum(0).cpu()
-        total_noise = None if noise is None else to_float64(noise).sum(0).cpu()
         return cls(count, count, mean.cpu(), spread, torch.zeros_like(spread), spread, total_noise)
 
-    def merge(self, other: "Moment") -> "Moment":
-        """The moment of both parts together."""
-        weight = self.weight + other.weight
-        # Where both are -inf (data of probability 0), so is the mean of all.
-        delta = torch.where(other.mean == self.mean, 0.0, other.mean - self.mean)
-        shift = delta * _ratio(other.weight, weight)
-        mean = torch.where(torch.isinf(delta), self.mean + other.mean, self.mean + shift)
-        spread = self.spread + other.spread + delta.square() * _ratio(self.weight * other.weight, weight)
-        parts = [self._around(shift), other._around(shift - delta)]
-        lean, spread_squared = (a + b for a, b in zip(*parts, strict=True))
-        noise = None if self.noise is None or other.noise is None else self.noise + other.noise
-        return Moment(weight, self.weight_squared + other.weight_squared, mean, spread, lean, spread_squared, noise)
-
-    def _around(self, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Σ w² (x - m) and Σ w² (x - m)² around m = mean + shift."""
-        lean = self.lean - shift * self.weight_squared
-        return lean, self.spread_squared - 2 * shift * self.lean + shift.square() * self.weight_squared
+    def merge(self, *others: "Moment") -> "Moment":
+        """The moment of all parts together."""
+        parts = (self, *others)
+        weight, weight_squared, mean, spread, lean, spread_squared = (
+            torch.stack([getattr(part, field.name) for part in parts]) for field in fields(self)[:6]
+        )
+        total = weight.sum(0)
+        # Where all are -inf (data of probability 0), so is the mean of all.
+        delta = torch.where(mean == self.mean, 0.0, mean - self.mean)
+        shift = (delta * _ratio(weight, total)).sum(0)
+        middle = torch.where(torch.isinf(delta).any(0), mean.sum(0), self.mean + shift)
+        # x - middle is x - mean + apart.
+        apart = delta - shift
+        noises = [part.noise for part in parts if part.noise is not None]
+        return Moment(
+            total,
+            weight_squared.sum(0),
+            middle,
+            (spread + weight * apart.square()).sum(0),
+            (lean + weight_squared * apart).sum(0),
+            (spread_squared + 2 * apart * lean + weight_squared * apart.square()).sum(0),
+            torch.stack(noises).sum(0) if len(noises) == len(parts) else None,
+        )
 
     def affine(self, slope: Tensor | float, shift: Tensor | float) -> "Moment":
         """The moment of slope · x + shift; both numbers, or of the quantity's shape."""
@@ -156,13 +166,11 @@ class Moment:
 
 def merge(parts: Iterable[Mapping[str, Moment]]) -> dict[str, Moment]:
     """Named moments of several parts of the data as those of the whole; every part must have the same names."""
-
-    def both(a: Mapping[str, Moment], b: Mapping[str, Moment]) -> dict[str, Moment]:
-        if a.keys() != b.keys():
-            raise ValueError(f"parts with different terms cannot be merged: {sorted(a.keys() ^ b.keys())}")
-        return {name: a[name].merge(b[name]) for name in a}
-
-    return dict(reduce(both, parts))
+    first, *others = parts
+    for other in others:
+        if other.keys() != first.keys():
+            raise ValueError(f"parts with different terms cannot be merged: {sorted(first.keys() ^ other.keys())}")
+    return {name: moment.merge(*(other[name] for other in others)) for name, moment in first.items()}
 
 
 @dataclass(frozen=True)

@@ -447,7 +447,7 @@ LINKS = [
     *(
         command(
             f"link-partial-{name}",
-            "train --resume run",
+            "train --resume run --no-report",
             link(f"{name}.partial", unfinished),
             works=True,
             changes=["run/"],

@@ -20,18 +20,18 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 def test_train_prints_one_json_object(capfd):
-    assert main(["train", "pca", *QUICK, "--json"]) == 0
+    assert main(["train", "digits", *QUICK, "--json"]) == 0
     out, err = capfd.readouterr()
     result = json.loads(out)
     assert {"run", "elbo", "entropy_sum", "gap", "mc_stderr", "seconds"} <= set(result)
     assert result["elbo"] - result["entropy_sum"] == pytest.approx(result["gap"], abs=1e-9)
     assert result["mc_stderr"]["gap"] > 0
-    assert result["run"] == "runs/pca-vae1" and Path(result["run"], "model.safetensors").exists()
+    assert result["run"] == "runs/digits-vae1" and Path(result["run"], "model.safetensors").exists()
     assert err == ""
 
 
 def test_train_prints_the_ledger_and_evaluate_the_same(capfd):
-    assert main(["train", "pca", *QUICK, "--out", "one"]) == 0
+    assert main(["train", "digits", *QUICK, "--out", "one"]) == 0
     out, err = capfd.readouterr()
     assert "= entropy sum" in out and "= ELBO" in out and "held out: ELBO" in out
     assert "Run in one" in err
@@ -41,7 +41,7 @@ def test_train_prints_the_ledger_and_evaluate_the_same(capfd):
     assert len(ledger) == 6 and [line for line in again.splitlines() if line in ledger][:6] == ledger
     assert main(["evaluate", "one", "--json"]) == 0
     parts = json.loads(capfd.readouterr().out)
-    assert set(parts) == {"run", "train", "held_out"} and len(parts["train"]["decoder_residuals"]) == 10
+    assert set(parts) == {"run", "train", "held_out"} and len(parts["train"]["decoder_residuals"]) == 64
 
 
 def test_evaluate_bounds_the_log_likelihood(capfd):
@@ -80,7 +80,8 @@ def test_select_prints_table_and_verdict_and_leaves_nothing(capfd):
 
 
 def test_select_trains_with_the_settings_of_train(capfd):
-    Path("mine.yaml").write_text("data: pca\nhidden: [8]\nepochs: 1\nmodel: vae2\nseed: 3\nlatent_dim: 7\n")
+    np.save("mine.npy", np.random.default_rng(0).normal(size=(100, 3)))
+    Path("mine.yaml").write_text("data: mine.npy\nhidden: [8]\nepochs: 1\nmodel: vae2\nseed: 3\nlatent_dim: 7\n")
     options = ["--latent-dims", "1,2", "--num-seeds", "1", "--config", "mine.yaml", "--json"]
     assert main(["select", *options]) == 0
     out, err = capfd.readouterr()
@@ -132,9 +133,9 @@ def test_a_users_mistake_is_one_line_and_status_2(arguments, message, capfd):
 
 
 def test_a_second_run_into_the_same_folder_is_refused(capfd):
-    assert main(["train", "pca", *QUICK, "--out", "one"]) == 0
+    assert main(["train", "digits", *QUICK, "--out", "one"]) == 0
     weights = Path("one/model.safetensors").read_bytes()
-    assert main(["train", "pca", *QUICK, "--out", "one", "--seed", "5"]) == 2
+    assert main(["train", "digits", *QUICK, "--out", "one", "--seed", "5"]) == 2
     assert Path("one/model.safetensors").read_bytes() == weights
 
 

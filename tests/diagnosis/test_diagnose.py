@@ -32,7 +32,10 @@ def numbers(diagnosis):
     return {n.what: n.value for n in diagnosis.tested}
 
 
-WHOLE = numbers(ve.diagnose(model(), X))
+@pytest.fixture(scope="module")
+def whole():
+    """Of all data at once."""
+    return numbers(ve.diagnose(model(), X))
 
 
 @pytest.mark.parametrize(
@@ -47,13 +50,13 @@ WHOLE = numbers(ve.diagnose(model(), X))
     ],
     ids=["numpy", "pandas", "loader", "batches", "source", "float64"],
 )
-def test_data_of_every_kind_give_the_same(data):
+def test_data_of_every_kind_give_the_same(data, whole):
     found = numbers(ve.diagnose(model(), data))
-    assert found.keys() == WHOLE.keys()
+    assert found.keys() == whole.keys()
     # Noise differs with the batches, gradients with the order of sums; the norm of an untrained model is large.
     for what in ("prior residuals", "ELBO of the best linear VAE less that of this model"):
-        assert math.isclose(found[what], WHOLE[what], rel_tol=0.02, abs_tol=1e-4)
-    assert math.isclose(found["gradient norm"], WHOLE["gradient norm"], rel_tol=0.1)
+        assert math.isclose(found[what], whole[what], rel_tol=0.02, abs_tol=1e-4)
+    assert math.isclose(found["gradient norm"], whole["gradient norm"], rel_tol=0.1)
 
 
 def test_the_model_and_the_generators_are_left_alone():
@@ -198,12 +201,12 @@ def test_a_folder_that_is_no_run(tmp_path, capfd):
     assert capfd.readouterr().err.count("\n") == 1
 
 
-def test_unused_networks_are_no_parameters_of_the_move():
+def test_unused_networks_are_no_parameters_of_the_move(whole):
     """A parameter that no output depends on changes nothing."""
     mine = model()
     mine.extra = nn.Linear(3, 3)
     found = numbers(ve.diagnose(mine, X))
-    assert found == WHOLE or all(math.isclose(found[k], WHOLE[k], rel_tol=1e-3, abs_tol=1e-3) for k in WHOLE)
+    assert found == whole or all(math.isclose(found[k], whole[k], rel_tol=1e-3, abs_tol=1e-3) for k in whole)
 
 
 def test_own_networks_with_affine_heads_can_make_the_moves():

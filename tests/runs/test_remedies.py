@@ -247,7 +247,7 @@ def test_an_initial_file_that_does_not_fit_is_told(run, tmp_path):
 
 def test_the_verb_continue(run, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    assert main(["continue", str(run.folder), "--epochs", "1", "--json"]) == 0
+    assert main(["continue", str(run.folder), "--epochs", "1", "--json", "--no-report"]) == 0
     assert json.loads(capfd.readouterr().out)["run"] == "runs/one-continued"
     assert main(["info", "runs/one-continued"]) == 0
     assert f"continued      from {run.folder}" in capfd.readouterr().out

@@ -191,7 +191,7 @@ def test_exact_data_bring_the_variance_to_its_floor_and_that_is_explained():
     model = VAE(
         MLPEncoder(5, (8,)), MLPDecoder((8,)), data_shape=5, latent_dim=1, likelihood=Gaussian(variance="per_feature")
     )
-    history = fit(model, constant, epochs=200, batch_size=50)
+    history = fit(model, constant, epochs=80, batch_size=50)
     fraction = history["at_floor"][-1]
     assert fraction == pytest.approx(0.4)
     assert "2 of 5 features hardly vary in 300 rows" in explain_floor(model, fraction, constant)

@@ -24,7 +24,7 @@ from vaentropy.training.floor import explain_floor
 from vaentropy.training.history import Row
 from vaentropy.vae import VAE
 
-__all__ = ["Fitted", "Parts", "Trainer", "data_moments", "fit_linear", "num_parameters"]
+__all__ = ["Fitted", "Parts", "Trainer", "data_moments", "fit_linear", "num_linear_parameters", "num_parameters"]
 
 CPU = torch.device("cpu")
 
@@ -104,6 +104,11 @@ def data_moments(rows: Tensor | Source) -> DataMoments:
     return first
 
 
+def num_linear_parameters(data_dim: int, latent_dim: int) -> int:
+    """What BIC counts of a linear VAE: W, b and σ², less a rotation of z, which leaves p(x) as it is."""
+    return data_dim * (latent_dim + 1) + 1 - latent_dim * (latent_dim - 1) // 2
+
+
 def fit_linear(latent_dim: int, moments: DataMoments, parts: Parts) -> Fitted:
     """The optimum of the linear VAE, whose ELBO is the log-likelihood, of data seen in training or not.
 
@@ -129,8 +134,7 @@ def fit_linear(latent_dim: int, moments: DataMoments, parts: Parts) -> Fitted:
     return Fitted(
         latent_dim=latent_dim,
         model=model,
-        # Less those of a rotation of z, which leaves p(x) as it is.
-        num_parameters=data_dim * (latent_dim + 1) + 1 - latent_dim * (latent_dim - 1) // 2,
+        num_parameters=num_linear_parameters(data_dim, latent_dim),
         active=_num_active(terms.kl),
         train=train,
         held_out=held_out,

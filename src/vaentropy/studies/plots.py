@@ -1,6 +1,7 @@
 """Figures that several studies draw."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,7 +9,7 @@ from matplotlib.axes import Axes
 from vaentropy.figures.style import COLOURS, LINE_STYLES, SMALL, Figure, new_figure, styled
 from vaentropy.studies.trials import Trials
 
-__all__ = ["plot_arms"]
+__all__ = ["draw_band", "plot_arms"]
 
 # In one row as many pairs of axes fit.
 WIDTH, HEIGHT = 8.0, 4.6
@@ -38,6 +39,19 @@ def _band(axes: Axes, trials: Trials, column: str, look: dict, label: str) -> No
     rows = min(len(history) for history in trials.histories)
     steps = np.array(trials.histories[0]["step"][:rows])
     values = np.array([_curve(history.rows[:rows], column) for history in trials.histories])
+    draw_band(axes, steps, values, look, label)
+
+
+def draw_band(axes: Axes, steps: np.ndarray, values: np.ndarray, look: Mapping[str, Any], label: str) -> None:
+    """The median of curves and the band between their quartiles.
+
+    Args:
+        axes: to draw on.
+        steps: (T,).
+        values: (replicates, T).
+        look: colour and style of the line.
+        label: in the legend.
+    """
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=0)
     axes.plot(steps, middle, label=label, **look)
     if len(values) > 1:

@@ -98,4 +98,4 @@ class Study:
     about: str
     run: Callable[[Plan], Outcome]
     takes_data: bool = False
-    cost: float = 1.0
+    cost: int | float = 1

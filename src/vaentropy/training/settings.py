@@ -1,6 +1,5 @@
 """`Settings`: what `fit` is asked to do, checked before any work is done."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
@@ -88,7 +87,7 @@ class Settings:
         """How evaluations of so many data points average over the posterior."""
         if self.evaluation_expectation is not None:
             return self.evaluation_expectation
-        draws = math.ceil(EVALUATION_DRAWS / num_points)
+        draws = round(EVALUATION_DRAWS / num_points)
         return MonteCarlo(min(max(draws, FEWEST_DRAWS), MOST_DRAWS))
 
     def adapt(self, num_points: int) -> float:

@@ -2,11 +2,24 @@
 
 from collections.abc import Mapping
 
-from vaentropy.studies.experiments import beyond, manifolds, vae1_mnist, vae3_ring
+from vaentropy.studies.experiments import (
+    beyond,
+    linear_pca,
+    manifolds,
+    streaming,
+    vae1_mnist,
+    vae3_ring,
+)
 from vaentropy.studies.study import Study
 
 __all__ = ["STUDIES"]
 
-STUDIES: Mapping[str, Study] = {
-    module.STUDY.name: module.STUDY for module in (beyond, manifolds, vae1_mnist, vae3_ring)
-}
+MODULES = (
+    beyond,
+    linear_pca,
+    manifolds,
+    streaming,
+    vae1_mnist,
+    vae3_ring,
+)
+STUDIES: Mapping[str, Study] = {module.STUDY.name: module.STUDY for module in MODULES}
