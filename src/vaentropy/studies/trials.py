@@ -11,6 +11,7 @@ import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.data import Dataset
+from vaentropy.data.scaling import Scaling
 from vaentropy.data.source import Source
 from vaentropy.expectation import MonteCarlo
 from vaentropy.results import Evaluation
@@ -20,7 +21,17 @@ from vaentropy.studies.study import Plan
 from vaentropy.training import History, fit, fit_replicates
 from vaentropy.vae import VAE
 
-__all__ = ["PUBLISHED", "Arm", "Trials", "gain_of_twice_the_epochs", "load_for", "points", "summary", "train"]
+__all__ = [
+    "PUBLISHED",
+    "Arm",
+    "Trials",
+    "gain_of_twice_the_epochs",
+    "load_for",
+    "load_rescaled",
+    "points",
+    "summary",
+    "train",
+]
 
 # The optimiser of the paper; epochs and sizes of batches differ between its experiments. Its code learns σ through a
 # softplus, where a step moves log σ² by 1.4 (at σ = 0.7) to 2 times (for small σ) as much as one of log σ² itself.
@@ -91,6 +102,12 @@ def load_for(plan: Plan, name: str, **options: Any) -> Dataset:
 
     folder = None if name not in ("mnist", "fashion-mnist", "susy") else plan.data_folder
     return load(name, folder=folder, **{"stream": False, "seed": plan.seed, **options})
+
+
+def load_rescaled(plan: Plan, name: str, deviation: float) -> Dataset:
+    """As `load_for`, each feature scaled to mean 0 and this standard deviation on the training part."""
+    standard = load_for(plan, name, scale="standard").scaling
+    return load_for(plan, name, scale=Scaling(standard.shift, standard.scale / deviation))
 
 
 def points(x: Tensor | Source, number: int | None = None) -> Tensor:
