@@ -70,6 +70,11 @@ def test_as_published(samples):
     assert settings["expectation"] == MonteCarlo(samples) and settings["epochs"] == 500
     assert (settings["schedule"], settings["learning_rate"], settings["variances"]) == ("constant", 1e-3, "learned")
     assert "batch_size" not in settings  # 200, as fit has it
+    # LeakyReLU between the layers, and none on the heads.
+    model = AS_PUBLISHED[samples].model((64,))
+    kinds = [type(part).__name__ for part in (*model.encoder, *model.decoder) if not list(part.parameters())]
+    assert kinds == ["Flatten", *["LeakyReLU"] * 4]
+    assert isinstance(model.latent_log_variance, torch.nn.Linear)
 
 
 def test_a_step_of_variances_as_published_is_one_of_a_softplus():

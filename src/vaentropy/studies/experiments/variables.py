@@ -1,26 +1,36 @@
 """What else changes the way of a training but not where ELBO and entropy sum meet: VAE-1 on digits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from torch.nn import LeakyReLU
 
 from vaentropy.expectation import MonteCarlo
 from vaentropy.families import vae1
+from vaentropy.networks import MLPDecoder, MLPEncoder
 from vaentropy.studies.plots import plot_arms
 from vaentropy.studies.study import Outcome, Plan, Study
 from vaentropy.studies.trials import PUBLISHED, Arm, gain_of_twice_the_epochs, load_for, points, summary, train
 from vaentropy.training import cyclical, warmup
+from vaentropy.vae import VAE
 
 LATENT_DIM = 2
+HIDDEN = (50, 50)
 # The training data are few enough to be learned by heart: there is no plateau, so we take the published epochs.
 EPOCHS = (100, 500)
 # From the published code, the same networks, after 500 epochs in batches of 200: samples, ELBO, entropy sum, nats.
 PUBLISHED_ENDS = {100: (22.20, 22.15), 1: (20.57, 20.62)}
 
 
-def _arm(name: str, **options: Any) -> Arm:
+def _leaky(shape: tuple[int, ...]) -> VAE:
+    """The published networks: with ReLU in place of LeakyReLU they end 2 to 3 nats lower."""
+    return vae1(shape, LATENT_DIM, networks=(MLPEncoder(shape, HIDDEN, LeakyReLU), MLPDecoder(HIDDEN[::-1], LeakyReLU)))
+
+
+def _arm(name: str, model: Callable[[tuple[int, ...]], VAE] | None = None, **options: Any) -> Arm:
     return Arm(
         name=name,
-        model=lambda shape: vae1(shape, LATENT_DIM, (50, 50)),
+        model=model or (lambda shape: vae1(shape, LATENT_DIM, HIDDEN)),
         epochs=EPOCHS,
         options={"learning_rate": 1e-2, **options},
     )
@@ -35,13 +45,13 @@ ARMS = (
     _arm("learning rate 2e-2", learning_rate=2e-2),
     _arm("10 samples", expectation=MonteCarlo(10)),
 )
-# With the optimiser of the paper: Adam at a constant rate, variances by gradient.
+# With optimiser and networks of the paper's code: Adam at a constant rate, variances by gradient, LeakyReLU.
 AS_PUBLISHED = {
-    samples: _arm(name, **{**PUBLISHED, "expectation": MonteCarlo(samples)})
+    samples: _arm(name, _leaky, **{**PUBLISHED, "expectation": MonteCarlo(samples)})
     for samples, name in ((100, "as published, 100 samples"), (1, "as published, 1 sample"))
 }
 # A training with 100 samples takes minutes.
-PUBLISHED_REPLICATES = {100: 1, 1: 2}
+PUBLISHED_REPLICATES = {100: 1, 1: 3}
 
 
 def run(plan: Plan) -> Outcome:
@@ -57,10 +67,7 @@ def run(plan: Plan) -> Outcome:
             every.append(train(arm, x, held_out, plan, few))
             notes.append(_beside_published(samples, summary(every[-1])))
         gain = gain_of_twice_the_epochs(every[0], x, plan)
-        notes.append(
-            f"Twice the epochs change the ELBO of the first replicate of ours by {gain:+.2f} nats: there is no plateau "
-            "before a network of this size knows so few points by heart, as held-out ELBOs show."
-        )
+        notes.append(f"Twice the epochs change the ELBO of the first replicate of ours by {gain:+.2f} nats.")
     rows = [summary(trials) for trials in every]
     return Outcome(rows, plot_arms(every), _finding(rows[: len(ARMS)]), notes)
 
@@ -88,7 +95,8 @@ def _finding(rows: Sequence[Mapping[str, Any]]) -> str:
 STUDY = Study(
     "variables",
     "Annealing, variances, learning rates, samples",
-    "VAE-1 on digits, 2 latents, networks of 50 and 50 units; each arm changes one setting of ours; two as published.",
+    "VAE-1 on digits, 2 latents, networks of 50 and 50 units; each arm changes one setting of ours; two as published. "
+    "Points are few, and the ELBO of the training data goes on rising: all are trained for the published epochs.",
     run,
     cost=9.0,
 )
