@@ -31,7 +31,7 @@ Entropies", AISTATS 2023, arXiv:2010.14860. This page is made from the results o
     vaentropy reproduce all --scale {scale}{more}
     python docs/results.py {folder}
 
-with vaentropy {version}, {environment}. It took {minutes:.0f} minutes of one core in all ({each}).
+with vaentropy {version}, {environment}. It took {minutes:.0f} minutes of CPU time in all ({each}).
 All values are nats per data point where nothing else is said. Relative gap: |ELBO − entropy sum| / |ELBO|.
 Networks, data and replicates are the paper's; optimiser and epochs are ours (`--exact-settings` takes the paper's).
 """
@@ -50,8 +50,8 @@ def main(folder: Path) -> None:
             folder=f"reproduced/{first.plan['scale']}",
             version=first.version,
             environment=", ".join(f"{name} {value}" for name, value in first.environment.items()),
-            minutes=sum(record.seconds for record in records) / 60,
-            each=", ".join(f"{record.name} {record.seconds:.0f} s" for record in records),
+            minutes=sum(record.cpu_seconds for record in records) / 60,
+            each=", ".join(f"{record.name} {record.cpu_seconds:.0f} s" for record in records),
         )
     ]
     parts += [section(record, folder) for record in records]

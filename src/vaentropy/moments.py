@@ -91,6 +91,8 @@ class Moment:
 
     def merge(self, *others: "Moment") -> "Moment":
         """The moment of all parts together."""
+        if not others:
+            return self
         parts = (self, *others)
         weight, weight_squared, mean, spread, lean, spread_squared = (
             torch.stack([getattr(part, field.name) for part in parts]) for field in fields(self)[:6]

@@ -19,6 +19,7 @@ from vaentropy.data.synthetic import (
     gauss_1d,
     line,
     manifold,
+    more_of_pca_ring,
     spiral_3d,
     streaming,
     swiss_roll,
@@ -66,6 +67,20 @@ def test_the_ring_moves_the_latents_of_pca():
     radius = z.square().sum(dim=1).sqrt()[:, None]
     torch.testing.assert_close(ring, z * (0.1 + 1 / radius), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(ring.norm(dim=1), 1 + radius[:, 0] / 10, rtol=1e-9, atol=1e-9)
+
+
+def test_more_points_of_a_ring_are_new_and_of_the_same_ring():
+    x, parameters = pca_ring(5_000, 6, 2, noise=0.0, seed=4)
+    more = more_of_pca_ring(parameters, 5_000, seed=5)
+    radius, further = latents(x, parameters).norm(dim=1), latents(more, parameters).norm(dim=1)
+    # Noiseless: on the plane of the ring, as far from its centre; and no point twice.
+    torch.testing.assert_close(latents(more, parameters) @ parameters.weight.T + parameters.mean, more)
+    assert further.min() >= 1 and scipy.stats.ks_2samp(radius.numpy(), further.numpy()).pvalue > LEAST_P
+    assert len(torch.cat([x, more]).unique(dim=0)) == 10_000
+    noisy = more_of_pca_ring(parameters._replace(noise_std=0.3), 5_000, seed=5)
+    assert (noisy - more).std().item() == pytest.approx(0.3, rel=0.02)
+    with pytest.raises(UsageError, match="num_points"):
+        more_of_pca_ring(parameters, 0, seed=1)
 
 
 @DRAWS

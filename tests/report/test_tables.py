@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import vaentropy as ve
-from vaentropy.report import Subject, tables
+from vaentropy.report import Subject, render, tables
 from vaentropy.training import History
 
 
@@ -86,3 +86,12 @@ def test_features_with_the_largest_residuals_are_shown(subject):
     train = replace(subject.diagnosis.train, **many)
     found = tables.features(replace(subject, diagnosis=replace(subject.diagnosis, train=train)))
     assert len(found.rows) == tables.MOST_FEATURES and found.rows[0][:2] == [("0", 0), ("-1.0000", -1.0)]
+
+
+@pytest.mark.parametrize(("other", "alike"), [("vae3 trained on a (in [0, 1])", True), ("vae1 trained on a", False)])
+def test_runs_on_other_data_are_not_compared_without_a_word(subject, monkeypatch, other, alike):
+    monkeypatch.setattr("vaentropy.report.pictures.of_runs", lambda *given, **how: [])
+    monkeypatch.setattr("vaentropy.report.pictures.of_subject", lambda *given, **how: {})
+    one = replace(subject, description="vae1 trained on a (in [0, 1])", name="one")
+    page = render([one, replace(subject, description=other, name="two")])
+    assert ("their ELBOs do not compare" in page) != alike

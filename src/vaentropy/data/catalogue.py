@@ -16,7 +16,7 @@ from vaentropy.data.formats.reading import reading
 from vaentropy.data.source import Rows, Source, rows_per_shard
 from vaentropy.errors import DataError, MissingExtraError, UsageError
 
-__all__ = ["Found", "find", "names"]
+__all__ = ["SUSY_FEATURES", "Found", "find", "names", "susy_label"]
 
 FOLDER_VARIABLE = "VAENTROPY_DATA"
 IDX_FILES = "{train,t10k}-images-idx3-ubyte and, if wanted, {train,t10k}-labels-idx1-ubyte, each as it is or as .gz"
@@ -124,12 +124,21 @@ def _idx_images(description: str) -> Callable[[_Request], Found]:
 def _susy(request: _Request) -> Found:
     folder = _find_folder(request, SUSY_FILES, " or ".join(SUSY_FILES))
     path = next(path for path in (folder / name for name in SUSY_FILES) if path.is_file())
+    features = CsvFile(path, exclude=susy_label(path))
+    return Found(request.name, f"{SUSY_FEATURES} features of simulated collisions, without the class label", features)
+
+
+def susy_label(path: Path) -> str:
+    """Name of the column of a file of SUSY's format that holds the class label, the first.
+
+    Raises:
+        DataError: it cannot be read, or has another number of columns.
+    """
     columns = csv_columns(path)
     if len(columns) != SUSY_FEATURES + 1:
         expected = f"a class label and {SUSY_FEATURES} features"
         raise DataError(f"{path}: has {len(columns)} columns, expected {expected}; get the file of UCI")
-    features = CsvFile(path, exclude=columns[0])
-    return Found(request.name, f"{SUSY_FEATURES} features of simulated collisions, without the class label", features)
+    return columns[0]
 
 
 def _find_folder(request: _Request, files: tuple[str, ...], expected: str) -> Path:

@@ -43,6 +43,9 @@ LONGEST_LABEL, COLUMNS = 40, 2
 # Inches of a figure of one training, and of each line of names below.
 WIDTH, HEIGHT, LINE = 6.4, 4.8, 0.2
 
+# What curves of training data are: an evaluation after the last epoch has other numbers, where weights moved far in it.
+RUNNING = "running means of each epoch, while the weights move"
+
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 # Epochs, and the lowest and highest value drawn at each.
 Band = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -72,9 +75,11 @@ def plot_training(histories: History | Sequence[History], *, labels: Sequence[st
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         if labels is not None:
             _draw_compared(top, bottom, every, labels)
+            top.set_title(RUNNING)
             figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=COLUMNS, fontsize=SMALL)
         elif len(every) == 1:
             _draw_one(top, bottom, every[0])
+            top.set_title(RUNNING)
             top.legend()
         else:
             _draw_replicates(top, bottom, every)

@@ -85,6 +85,8 @@ def _overview(subjects: Sequence[Subject]) -> dict[str, Any]:
         "tables": [table for table in found if table],
         "pictures": pictures.of_runs(subjects, replicates=replicates),
         "replicates": replicates,
+        # By what the runs say of their data: the same set may come in other units.
+        "alike": len({subject.description.partition(" trained on ")[2] for subject in subjects}) == 1,
     }
 
 

@@ -195,7 +195,8 @@ def compared(subjects: Sequence[Subject]) -> Table:
         "held-out ELBO": [held_out(subject, "elbo") for subject in subjects],
         "held-out ELBO, as stored": [held_out(subject, "data_elbo") for subject in subjects],
         "± error": [None if s.held_out is None else s.held_out.stderr.elbo for s in subjects],
-        "bits per dimension": [(subject.held_out or subject.train).bits_per_dim for subject in subjects],
+        "bits per dimension": [s.train.bits_per_dim for s in subjects],
+        "held-out bits per dimension": [held_out(subject, "bits_per_dim") for subject in subjects],
         "active latents": [active(subject) for subject in subjects],
         "problems": [len(subject.diagnosis.problems) for subject in subjects],
     }

@@ -25,6 +25,7 @@ class Record:
         rows: the table.
         details: further numbers.
         seconds: that it took.
+        cpu_seconds: of all cores together; on a busy machine what it would take alone, on one of them.
         plan: what of its plan decides on results.
         version: of vaentropy.
         environment: versions, device and threads.
@@ -38,6 +39,7 @@ class Record:
     rows: Sequence[Mapping[str, Any]]
     details: Mapping[str, Any]
     seconds: float
+    cpu_seconds: float
     plan: Mapping[str, Any]
     version: str
     environment: Mapping[str, Any]
@@ -53,7 +55,13 @@ def read_record(folder: Path) -> Record:
     try:
         values = json.loads(read_text(path))
         kinds = {"name": str, "title": str, "about": str, "finding": str, "notes": list, "rows": list, "details": dict}
-        kinds |= {"seconds": (int, float), "plan": dict, "version": str, "environment": dict}
+        kinds |= {
+            "seconds": (int, float),
+            "cpu_seconds": (int, float),
+            "plan": dict,
+            "version": str,
+            "environment": dict,
+        }
         fitting = all(isinstance(values[name], kind) for name, kind in kinds.items())
         fitting = fitting and all(isinstance(row, dict) for row in values["rows"])
     except (ValueError, KeyError, TypeError, RecursionError, FileNotFoundError):

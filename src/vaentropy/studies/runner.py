@@ -182,9 +182,9 @@ def _found(study: Study, plan: Plan, folder: Path, *, overwrite: bool) -> Record
 
 def _run(study: Study, plan: Plan, folder: Path) -> None:
     """Run a study and write its files, the record last: what it says is there is there."""
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     outcome = study.run(plan)
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     place = folder / study.name
     place.mkdir(parents=True, exist_ok=True)
     write_text(place / TABLE, _csv(outcome))
@@ -198,6 +198,7 @@ def _run(study: Study, plan: Plan, folder: Path) -> None:
         rows=[dict(row) for row in outcome.rows],
         details=dict(outcome.details),
         seconds=seconds,
+        cpu_seconds=cpu_seconds,
         plan=_decisive(plan),
         version=__version__,
         environment={

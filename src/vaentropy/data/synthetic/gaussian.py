@@ -19,6 +19,7 @@ __all__ = [
     "LinearGaussian",
     "eight_gauss",
     "gauss_1d",
+    "more_of_pca_ring",
     "pca",
     "pca_log_likelihood",
     "pca_ring",
@@ -90,6 +91,18 @@ def pca_ring(
     The ring is from Doersch, "Tutorial on variational autoencoders", arXiv:1606.05908.
     """
     return _draw_pca(num_points, data_dim, latent_dim, noise, seed, ring=True)
+
+
+def more_of_pca_ring(parameters: LinearGaussian, num_points: int, *, seed: int) -> Float[Tensor, "N D"]:
+    """Draw further points from the distribution of a `pca_ring`.
+
+    Args:
+        parameters: as `pca_ring` returned them.
+        num_points: how many, in float64.
+        seed: another one than that of the ring, whose z and eps might come again.
+    """
+    random = Randomness(seed, parameters.noise_std, num_points=num_points)
+    return _of_pca(random, parameters, num_points, ring=True)
 
 
 def pca_log_likelihood(
@@ -167,11 +180,15 @@ def streaming(
 
 def _draw_pca(num_points: int, data_dim: int, latent_dim: int, noise: float, seed: int, *, ring: bool):
     random = Randomness(seed, noise, num_points=num_points, data_dim=data_dim, latent_dim=latent_dim)
-    weight, mean = random.uniform(data_dim, latent_dim), random.uniform(data_dim)
-    z = random.normal(num_points, latent_dim)
+    parameters = LinearGaussian(random.uniform(data_dim, latent_dim), random.uniform(data_dim), noise)
+    return _of_pca(random, parameters, num_points, ring=ring), parameters
+
+
+def _of_pca(random: Randomness, parameters: LinearGaussian, num_points: int, *, ring: bool) -> Tensor:
+    z = random.normal(num_points, parameters.weight.shape[1])
     if ring:
         z = z / 10 + z / z.norm(dim=1, keepdim=True)
-    return random.noisy(z @ weight.T + mean), LinearGaussian(weight, mean, noise)
+    return random.noisy(z @ parameters.weight.T + parameters.mean)
 
 
 def _require_density(noise_std: float):
