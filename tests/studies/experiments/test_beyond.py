@@ -122,11 +122,14 @@ def test_the_sum_of_a_poisson_vae_has_pseudo_entropies_and_the_base_measure(stud
     reconstruction, kl, encoder, prior, decoder = parts(trials.models[0], x, likelihood, pseudo)
     log_base = -scipy.special.gammaln(x.double().numpy() + 1).sum(1).mean()
     row = rows["Poisson", "ELBO"]
-    assert row["value"] == pytest.approx(reconstruction - kl, abs=0.5)
-    assert row["entropy_sum"] == pytest.approx(encoder - prior - decoder + log_base, abs=0.5)
+    # Both routes draw 16 z per point.
+    noise = trials.histories[0].train.mc_stderr
+    assert row["value"] == pytest.approx(reconstruction - kl, abs=6 * noise.elbo)
+    assert row["entropy_sum"] == pytest.approx(encoder - prior - decoder + log_base, abs=6 * noise.entropy_sum)
+    assert noise.entropy_sum < 0.5
     # -log p of counts drawn from p has the entropy as its mean.
     ordinary = parts(trials.models[0], x, likelihood, lambda p: -p.log_prob(p.sample()))[-1]
-    assert row["wrong_sum"] == pytest.approx(encoder - prior - ordinary, abs=0.3)
+    assert row["wrong_sum"] == pytest.approx(encoder - prior - ordinary, abs=0.5)
     assert row["relative_gap"] < 0.04 < 0.1 < row["wrong_relative_gap"]
 
 
