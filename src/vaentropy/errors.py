@@ -85,3 +85,8 @@ class MissingExtraError(VaentropyError, ImportError):
 
     def __init__(self, package: str, extra: str):
         super().__init__(f"{package} is not installed; run: pip install 'vaentropy[{extra}]'")
+        self.package, self.extra = package, extra
+
+    def __reduce__(self) -> tuple[type["MissingExtraError"], tuple[str, str]]:
+        """Errors travel from one process to another by their message, which is not what this one is made of."""
+        return type(self), (self.package, self.extra)

@@ -8,7 +8,7 @@ import pytest
 from vaentropy import __version__
 from vaentropy.cli import main
 from vaentropy.cli.studies import STUDIES as NAMES
-from vaentropy.errors import DataError, TrainingError, UsageError
+from vaentropy.errors import DataError, MissingExtraError, TrainingError, UsageError
 from vaentropy.figures.style import new_figure
 from vaentropy.studies import Outcome, Plan, Study, runner
 from vaentropy.studies.experiments import STUDIES
@@ -228,6 +228,6 @@ def test_errors_of_processes_are_those_of_this_one():
     from multiprocessing.reduction import ForkingPickler
     from pickle import loads
 
-    for error in (UsageError("one"), DataError("two"), TrainingError("three")):
+    for error in (UsageError("one"), DataError("two"), TrainingError("three"), MissingExtraError("four", "data")):
         copy = loads(ForkingPickler.dumps(error))
         assert (type(copy), str(copy)) == (type(error), str(error))

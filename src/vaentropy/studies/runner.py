@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import platform
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -187,6 +188,7 @@ def _run(study: Study, plan: Plan, folder: Path) -> None:
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     place = folder / study.name
     place.mkdir(parents=True, exist_ok=True)
+    (place / RECORD).unlink(missing_ok=True)
     write_text(place / TABLE, _csv(outcome))
     _save(outcome, place / FIGURE)
     record = Record(
@@ -275,6 +277,8 @@ def _run_apart(processes: int) -> Run:
 def _work(name: str, plan: Plan, folder: Path, answer: Any) -> None:
     """What a process does: one study on one thread; the answer is None, or what went wrong."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    # Of a terminal, Ctrl-C reaches every process; the parent ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     quiet = Plan(**{**asdict(plan), "progress": False})
     try:
