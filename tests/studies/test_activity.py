@@ -81,8 +81,8 @@ def test_the_sentence_says_what_the_rows_say():
     good = [row("A", FIXED, 1), row("A", LEARNED, 9), row("B", FIXED, 4), row("B", LEARNED, 4)]
     assert "A 1 and 9 of 20, B 4 and 4 of 20" in finding(good)
     assert finding(good).endswith("more latents active on 1 of 2 data sets.")
-    assert finding(good[:2]).endswith("more latents active here.")
-    assert finding(good[2:]).endswith("more latents active not here.")
+    assert finding(good[:2]).endswith("more latents active on 1 of 1 data sets.")
+    assert finding(good[2:]).endswith("more latents active on none of 1 data sets.")
 
 
 def test_the_figure_shows_sorted_entropies_and_that_of_the_prior(compared):

@@ -125,8 +125,10 @@ def test_files_of_others_are_not_replaced(studies, tmp_path):
     with pytest.raises(UsageError, match=r"is in the way: it holds no results\.json"):
         reproduce(["a"], out=tmp_path)
     (tmp_path / "c").write_text("mine too")
-    with pytest.raises(UsageError, match="is in the way"):
-        reproduce(["c"], out=tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="is no folder"):
+            reproduce(["c"], out=tmp_path, overwrite=overwrite)
+    assert studies == []
     assert [(tmp_path / "a" / TABLE).read_text(), (tmp_path / "c").read_text()] == ["mine", "mine too"]
 
 
@@ -141,8 +143,11 @@ def test_an_index_of_others_is_not_replaced_and_found_before_the_work(studies, t
 def test_a_damaged_record_is_told(studies, tmp_path):
     reproduce(["a"], out=tmp_path)
     (tmp_path / "a" / RECORD).write_text('{"name": "a"}')
-    with pytest.raises(DataError, match=r"results\.json is damaged"):
-        reproduce(["a"], out=tmp_path)
+    for name in ("a", "c"):
+        # One that is not asked for would be missing from the index.
+        with pytest.raises(DataError, match=r"a/results\.json is damaged"):
+            reproduce([name], out=tmp_path)
+    assert studies == ["a"]
     assert list(reproduce(["a"], out=tmp_path, overwrite=True).records) == ["a"]
 
 
@@ -234,3 +239,76 @@ def test_errors_of_processes_are_those_of_this_one():
     for error in (UsageError("one"), DataError("two"), TrainingError("three"), MissingExtraError("four", "data")):
         copy = loads(ForkingPickler.dumps(error))
         assert (type(copy), str(copy)) == (type(error), str(error))
+
+
+def test_a_record_of_another_study_is_damage(studies, tmp_path):
+    reproduce(["a"], out=tmp_path)
+    (tmp_path / "a").rename(tmp_path / "c")
+    with pytest.raises(DataError, match="expected the results of c"):
+        reproduce(["a"], out=tmp_path)
+
+
+@pytest.mark.parametrize("missing", [TABLE, FIGURE])
+def test_a_study_without_its_table_or_figure_is_made_again(studies, tmp_path, missing):
+    reproduce(["a"], out=tmp_path)
+    (tmp_path / "a" / missing).unlink()
+    assert list(reproduce(["a"], out=tmp_path).kept) == []
+    assert (tmp_path / "a" / missing).is_file()
+
+
+@pytest.mark.parametrize("written", [RECORD, TABLE])
+def test_a_study_that_was_interrupted_while_it_was_saved_is_made_again(studies, tmp_path, monkeypatch, written):
+    whole = runner.write_text
+
+    def interrupted(path, text):
+        whole(path, text)
+        if path.name == written:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(["c"], out=tmp_path)
+    monkeypatch.setattr(runner, "write_text", whole)
+    assert list(reproduce(["c"], out=tmp_path).kept) == []
+    assert studies == ["c", "c"]
+    assert list(reproduce(["c"], out=tmp_path).kept) == ["c"]
+
+
+def test_an_interrupted_overwrite_leaves_no_numbers_of_two_plans(studies, tmp_path, monkeypatch):
+    reproduce(["c"], out=tmp_path)
+
+    def interrupted(path, text):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(["c"], Plan(seed=1), out=tmp_path, overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == [RECORD]
+
+
+def test_the_index_is_there_after_each_study(studies, tmp_path, monkeypatch):
+    def interrupted(record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(["a", "c"], out=tmp_path, on_study=interrupted)
+    assert "title of c" in (tmp_path / INDEX).read_text()
+
+
+def test_a_place_that_cannot_be_written_to_is_found_before_the_work(studies, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "link"):
+        with pytest.raises(UsageError, match="is no folder"):
+            reproduce(["a"], out=out)
+    assert studies == []
+
+
+def test_other_data_of_the_same_name_are_another_plan(studies, tmp_path):
+    data = tmp_path / "mine.csv"
+    data.write_text("1")
+    reproduce(["c"], Plan(data=str(data)), out=tmp_path / "out")
+    assert list(reproduce(["c"], Plan(data=str(data)), out=tmp_path / "out").kept) == ["c"]
+    data.write_text("22")
+    with pytest.raises(UsageError, match="made with data_size=1, not 2"):
+        reproduce(["c"], Plan(data=str(data)), out=tmp_path / "out")

@@ -27,7 +27,7 @@ from vaentropy.figures.style import (
 from vaentropy.results import Evaluation
 from vaentropy.training import History
 
-__all__ = ["plot_latent_entropies", "plot_training"]
+__all__ = ["bands_of", "curves_of", "cut_below", "plot_latent_entropies", "plot_training", "quartiles"]
 
 # The first epochs, of a model that knows nothing yet, would make a flat line of all others: the axis shows what is
 # reached after this fraction of the training, with so much room below in parts of that range.
@@ -94,7 +94,7 @@ def _require_labels(labels: Any, count: int) -> None:
         raise UsageError(f"labels={shown(labels)} given for {count} histories, expected a list of {count} names")
 
 
-def _curves(history: History) -> Curves:
+def curves_of(history: History) -> Curves:
     """Epochs and values of what is drawn."""
     names = {"ELBO": "running_elbo", "entropy sum": "running_entropy_sum", "held-out ELBO": "held_out_elbo"}
     found = {name: _curve(history.rows, column) for name, column in names.items() if column in history.columns}
@@ -115,7 +115,7 @@ def _curve(rows: Sequence[Mapping[str, Any]], column: str) -> tuple[np.ndarray, 
 
 
 def _draw_one(top: Axes, bottom: Axes, history: History) -> None:
-    curves = _curves(history)
+    curves = curves_of(history)
     looks: dict[str, tuple[Axes, dict[str, Any]]] = {
         "ELBO": (top, {"color": COLOURS[0]}),
         "entropy sum": (top, {"color": COLOURS[1], "linestyle": LINE_STYLES[1]}),
@@ -126,7 +126,7 @@ def _draw_one(top: Axes, bottom: Axes, history: History) -> None:
     for name, (axes, look) in looks.items():
         if name in curves:
             axes.plot(*curves[name], label=name, **look)
-    _cut_below(top, _bands(top))
+    cut_below(top, bands_of(top))
     if "held-out relative gap" in curves:
         # Above the axes, which gaps may fill from one end to the other.
         bottom.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=2, fontsize=SMALL)
@@ -139,7 +139,7 @@ def _held_out(colour: str, marker: str = MARKERS[0], line: str = "-") -> dict[st
 def _draw_compared(top: Axes, bottom: Axes, histories: Sequence[History], labels: Sequence[str]) -> None:
     for number, (history, label) in enumerate(zip(histories, labels, strict=True)):
         colour, style = COLOURS[number % len(COLOURS)], LINE_STYLES[number % len(LINE_STYLES)]
-        curves = _curves(history)
+        curves = curves_of(history)
         # Names of runs are paths, which differ at their ends.
         name = label if len(label) <= LONGEST_LABEL else f"…{label[1 - LONGEST_LABEL :]}"
         top.plot(*curves["ELBO"], color=colour, linestyle=style, label=literal(name, LONGEST_LABEL))
@@ -149,11 +149,11 @@ def _draw_compared(top: Axes, bottom: Axes, histories: Sequence[History], labels
             bottom.plot(*curves["relative gap"], color=colour, linestyle=style)
     if any("held_out_elbo" in history.columns for history in histories):
         top.plot([], [], label="held-out ELBO", **_held_out(PALE, line="none"))
-    _cut_below(top, _bands(top))
+    cut_below(top, bands_of(top))
 
 
 def _draw_replicates(top: Axes, bottom: Axes, histories: Sequence[History]) -> None:
-    every = [_curves(history) for history in histories]
+    every = [curves_of(history) for history in histories]
     looks: dict[str, tuple[Axes, str, Any]] = {
         "ELBO": (top, COLOURS[0], "-"),
         "entropy sum": (top, COLOURS[1], LINE_STYLES[1]),
@@ -165,17 +165,17 @@ def _draw_replicates(top: Axes, bottom: Axes, histories: Sequence[History]) -> N
         curves = [curves[name] for curves in every if name in curves]
         if not any(np.isfinite(values).any() for _, values in curves):
             continue
-        epochs, quartiles = _quartiles(curves)
-        axes.plot(epochs, quartiles[1], color=colour, linestyle=style, label=name)
-        axes.fill_between(epochs, quartiles[0], quartiles[2], color=colour, alpha=0.25, linewidth=0)
+        epochs, (low, middle, high) = quartiles(curves)
+        axes.plot(epochs, middle, color=colour, linestyle=style, label=name)
+        axes.fill_between(epochs, low, high, color=colour, alpha=0.25, linewidth=0)
         if axes is top:
-            bands.append((epochs, quartiles[0], quartiles[2]))
+            bands.append((epochs, low, high))
     top.set_title(f"median of {len(histories)} trainings, band from first to third quartile")
-    _cut_below(top, bands)
+    cut_below(top, bands)
 
 
-def _quartiles(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs, and the three quartiles at each of those curves that have it, (3, epochs)."""
+def quartiles(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs (or whatever else the curves are over), and the quartiles at each of the curves that have it, (3, T)."""
     epochs = np.unique(np.concatenate([at for at, _ in curves]))
     table = np.full((len(curves), len(epochs)), np.nan)
     for row, (at, values) in zip(table, curves, strict=True):
@@ -184,13 +184,13 @@ def _quartiles(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndar
     return epochs[having], np.nanquantile(table[:, having], (0.25, 0.5, 0.75), axis=0)
 
 
-def _bands(axes: Axes) -> list[Band]:
+def bands_of(axes: Axes) -> list[Band]:
     """Of lines, which have no width."""
     xy = [(np.asarray(line.get_xdata()), np.asarray(line.get_ydata(), dtype=float)) for line in axes.lines]
     return [(x, y, y) for x, y in xy]
 
 
-def _cut_below(axes: Axes, bands: Sequence[Band]) -> None:
+def cut_below(axes: Axes, bands: Sequence[Band]) -> None:
     """Begin the axis where training is after its first epochs, and say so."""
     epochs, low, high = (np.concatenate(parts) for parts in zip(*bands, strict=True)) if bands else np.empty((3, 0))
     known = np.isfinite(low)

@@ -86,10 +86,10 @@ def finding(rows: Sequence[Mapping[str, Any]]) -> str:
     pairs = list(zip(fixed, learned, strict=True))
     each = ", ".join(f"{a['data']} {a['active']:g} and {b['active']:g} of {a['latents']}" for a, b in pairs)
     more = sum(b["active"] > a["active"] for a, b in pairs)
-    how_many = f"on {more} of {len(pairs)} data sets" if len(pairs) > 1 else "here" if more else "not here"
+    how_many = "on none" if not more else f"on {more}"
     return (
         f"Latents with an encoder entropy below {ACTIVE_BELOW} nat, with σ² = 1 fixed and with σ² learned: {each}; "
-        f"learning σ² keeps more latents active {how_many}."
+        f"learning σ² keeps more latents active {how_many} of {len(pairs)} data sets."
     )
 
 

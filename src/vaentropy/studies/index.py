@@ -1,6 +1,6 @@
 """The index of a folder of studies: one HTML page, with its figures beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def check_index(folder: Path) -> None:
         raise UsageError(f"{path} is a page of another kind, which is not replaced; move it, or name another folder")
 
 
-def write_index(folder: Path, names: Sequence[str]) -> Path:
+def write_index(folder: Path, names: Iterable[str]) -> Path:
     """Write index.html about all of these studies that the folder holds.
 
     Raises:

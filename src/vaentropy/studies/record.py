@@ -63,9 +63,9 @@ def read_record(folder: Path) -> Record:
             "environment": dict,
         }
         fitting = all(isinstance(values[name], kind) for name, kind in kinds.items())
-        fitting = fitting and all(isinstance(row, dict) for row in values["rows"])
+        fitting = fitting and all(isinstance(row, dict) for row in values["rows"]) and values["name"] == folder.name
     except (ValueError, KeyError, TypeError, RecursionError, FileNotFoundError):
         fitting, values = False, {}
     if not fitting:
-        raise DataError(f"{path} is damaged, expected the results of a study; remove it, or say to overwrite")
+        raise DataError(f"{path} is damaged, expected the results of {folder.name}; remove it")
     return Record(**{f.name: values[f.name] for f in fields(Record)})

@@ -8,7 +8,7 @@ from torch import nn
 from vaentropy._typing import Float, Tensor
 from vaentropy.data import load
 from vaentropy.data.source import Source
-from vaentropy.errors import MissingExtraError
+from vaentropy.errors import DataError, MissingExtraError
 from vaentropy.seeding import generator_of
 from vaentropy.studies.study import Plan
 
@@ -18,6 +18,8 @@ CHANNELS = (32, 64, 128, 256, 512)
 # CelebA: the usual square around the face, and the part that the published code holds out.
 CROP = 148
 HELD_OUT = 0.4
+# Images that BatchNorm can take the statistics of.
+FEWEST = 2
 # Columns of a photograph to the left of this part of its width are for training, the others are held out.
 BOUNDARY = 0.75
 
@@ -92,6 +94,9 @@ def image_folder(plan: Plan, number: int, held_out: int, size: int) -> tuple[Ten
     """
     # Read in pieces: all of CelebA takes 10 GB.
     data = load(plan.data, crop=CROP, image_size=size, held_out=HELD_OUT, stream=True, seed=plan.seed)
+    if len(data.train) < FEWEST:
+        given = f"{plan.data}: {len(data.train)} images to train on"
+        raise DataError(f"{given}, expected at least {FEWEST}; name a folder with more")
     return _first(data.train, number), _first(data.held_out, held_out)
 
 

@@ -8,17 +8,18 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
 
 from vaentropy import __version__
 from vaentropy.checks import require_count, require_function, require_instance, require_path
 from vaentropy.errors import TrainingError, UsageError, VaentropyError, nearest, shown
-from vaentropy.files import to_json, write_text, written_aside
+from vaentropy.files import to_json, write_text
 from vaentropy.progress import progress_bar
 from vaentropy.runs.build import torch_device
 from vaentropy.studies.experiments import STUDIES
@@ -72,8 +73,10 @@ def reproduce(
         on_study: called with the record of each study as it is done, or was found.
 
     Raises:
-        UsageError: an unknown name, an argument with a wrong value, or another plan's results in the folder.
-        MissingExtraError: matplotlib or jinja2 is not installed.
+        UsageError: an unknown name, an argument with a wrong value, another plan's results in the folder, or one that
+            cannot be written to.
+        DataError: results in the folder are damaged.
+        OSError: the files of the only study asked for cannot be written.
         VaentropyError: the only study asked for failed.
     """
     chosen = _studies(names)
@@ -86,6 +89,7 @@ def reproduce(
     folder = require_path("out", out) if out is not None else Path("reproduced") / _name(plan)
     folder = Path(os.path.abspath(folder))
     check_index(folder)
+    _check_place(chosen, folder, overwrite=overwrite)
     there = {study.name: _found(study, plan, folder, overwrite=overwrite) for study in chosen}
     records = {name: record for name, record in there.items() if record is not None}
     kept, failed = list(records), {}
@@ -103,11 +107,13 @@ def reproduce(
                     raise error
                 continue
             records[study.name] = read_record(folder / study.name)
+            # After each, so that it is there whatever happens to the next.
+            write_index(folder, STUDIES)
             if on_study:
                 on_study(records[study.name])
             report("", 1)
-    if records:
-        write_index(folder, [study.name for study in STUDIES.values()])
+    if kept and not todo:
+        write_index(folder, STUDIES)
     ordered = {study.name: records[study.name] for study in chosen if study.name in records}
     return Reproduction(folder, ordered, kept, failed)
 
@@ -142,6 +148,24 @@ def _check_data(chosen: Sequence[Study], plan: Plan) -> None:
         raise UsageError(f"data={shown(plan.data)} given, but there is no such file or folder; name one that is there")
 
 
+def _check_place(chosen: Sequence[Study], folder: Path, *, overwrite: bool) -> None:
+    """Refuse, before any work, a folder that cannot take the results, or whose index could not be written.
+
+    Raises:
+        UsageError: there is a file where a folder has to be, or no permission to write.
+        DataError: another study of the folder is damaged.
+    """
+    for place in (folder, *(folder / study.name for study in chosen)):
+        nearest_there = next(path for path in (place, *place.parents) if path.exists() or path.is_symlink())
+        if not nearest_there.is_dir() or not os.access(nearest_there, os.W_OK | os.X_OK):
+            reason = "is no folder" if not nearest_there.is_dir() else "may not be written to"
+            raise UsageError(f"{place} given to write to, but {nearest_there} {reason}; name another folder")
+    for name in STUDIES:
+        replaced = overwrite and any(study.name == name for study in chosen)
+        if not replaced and (folder / name / RECORD).exists():
+            read_record(folder / name)
+
+
 def _name(plan: Plan) -> str:
     return f"{plan.scale}-exact" if plan.exact_settings else plan.scale
 
@@ -152,6 +176,9 @@ def _decisive(plan: Plan) -> dict[str, Any]:
     del values["progress"], values["data_folder"]
     if values["data"] is not None:
         values["data"] = os.path.abspath(values["data"])
+        stat = os.stat(values["data"])
+        # A file of the same name may hold other rows by now.
+        values["data_size"], values["data_modified"] = stat.st_size, stat.st_mtime_ns
     return values
 
 
@@ -166,7 +193,7 @@ def _found(study: Study, plan: Plan, folder: Path, *, overwrite: bool) -> Record
         return None
     how = "name another folder, or say to overwrite"
     if not (place / RECORD).exists():
-        if any((place / name).exists() for name in (TABLE, FIGURE)) or not place.is_dir():
+        if any((place / name).exists() for name in (TABLE, FIGURE)):
             raise UsageError(f"{place} is in the way: it holds no {RECORD}; {how}")
         return None
     record = read_record(place)
@@ -175,22 +202,19 @@ def _found(study: Study, plan: Plan, folder: Path, *, overwrite: bool) -> Record
     for name, value in _decisive(plan).items():
         if record.plan.get(name) != value:
             raise UsageError(f"{place} was made with {name}={shown(record.plan.get(name))}, not {shown(value)}; {how}")
-    return record
+    # An interrupted call may have left a record alone.
+    return record if all((place / name).is_file() for name in (TABLE, FIGURE)) else None
 
 
 # --- One study ------------------------------------------------------------------------------------------------------
 
 
 def _run(study: Study, plan: Plan, folder: Path) -> None:
-    """Run a study and write its files, the record last: what it says is there is there."""
+    """Run a study and write its files, after all the work: an interruption before leaves what was there as it is."""
     start, cpu_start = time.perf_counter(), time.process_time()
     outcome = study.run(plan)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    place = folder / study.name
-    place.mkdir(parents=True, exist_ok=True)
-    (place / RECORD).unlink(missing_ok=True)
-    write_text(place / TABLE, _csv(outcome))
-    _save(outcome, place / FIGURE)
+    table, figure = _csv(outcome), _svg(outcome)
     record = Record(
         name=study.name,
         title=study.title,
@@ -210,7 +234,13 @@ def _run(study: Study, plan: Plan, folder: Path) -> None:
             "threads": torch.get_num_threads(),
         },
     )
-    write_text(place / RECORD, to_json(asdict(record), indent=1))
+    place = folder / study.name
+    place.mkdir(parents=True, exist_ok=True)
+    # A record alone, as an interruption here leaves it, is made again; none stands beside the numbers of another.
+    for name in (TABLE, FIGURE):
+        (place / name).unlink(missing_ok=True)
+    for name, text in ((RECORD, to_json(asdict(record), indent=1)), (TABLE, table), (FIGURE, figure)):
+        write_text(place / name, text)
 
 
 def _csv(outcome: Outcome) -> str:
@@ -222,18 +252,20 @@ def _csv(outcome: Outcome) -> str:
     return text.getvalue()
 
 
-def _save(outcome: Outcome, path: Path) -> None:
-    import matplotlib
-
+def _svg(outcome: Outcome) -> str:
+    text = io.StringIO()
     # The same numbers give the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "vaentropy"}), written_aside(path) as aside:
-        outcome.figure.savefig(aside, format="svg", metadata={"Date": None, "Creator": None})
+    with matplotlib.rc_context({"svg.hashsalt": "vaentropy"}):
+        outcome.figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue()
 
 
 # --- All of them ----------------------------------------------------------------------------------------------------
 
+# What a user can mend: it stops the study alone.
+Failure = VaentropyError | OSError
 # A study, and why it failed.
-Done = tuple[Study, VaentropyError | None]
+Done = tuple[Study, Failure | None]
 Run = Callable[[Sequence[Study], Plan, Path, Callable[..., None]], Iterator[Done]]
 
 
@@ -241,7 +273,7 @@ def _run_here(todo: Sequence[Study], plan: Plan, folder: Path, report: Callable[
     for study in todo:
         try:
             _run(study, plan, folder)
-        except VaentropyError as error:
+        except (VaentropyError, OSError) as error:
             yield study, error
         else:
             yield study, None
@@ -280,10 +312,10 @@ def _work(name: str, plan: Plan, folder: Path, answer: Any) -> None:
     # Of a terminal, Ctrl-C reaches every process; the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    quiet = Plan(**{**asdict(plan), "progress": False})
+    quiet = replace(plan, progress=False)
     try:
         _run(STUDIES[name], quiet, folder)
-    except VaentropyError as error:
+    except (VaentropyError, OSError) as error:
         answer.send(error)
     else:
         answer.send(None)
@@ -297,7 +329,7 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _answer(end: Any, process: Any) -> VaentropyError | None:
+def _answer(end: Any, process: Any) -> Failure | None:
     try:
         return end.recv()
     except EOFError:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vaentropy._typing import Tensor
-from vaentropy.data import Dataset
+from vaentropy.data import Dataset, load
 from vaentropy.data.scaling import Scaling
 from vaentropy.data.source import Source
 from vaentropy.expectation import MonteCarlo
@@ -19,6 +19,7 @@ from vaentropy.runs.build import torch_device
 from vaentropy.seeding import seeded
 from vaentropy.studies.study import Plan
 from vaentropy.training import History, fit, fit_replicates
+from vaentropy.training.history import Row
 from vaentropy.vae import VAE
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "gain_of_twice_the_epochs",
     "load_for",
     "load_rescaled",
+    "num_diverged",
+    "plateau_note",
     "points",
     "summary",
     "train",
@@ -54,9 +57,10 @@ class Arm:
         name: in the table.
         model: an untrained model for a data shape.
         epochs: of our optimiser, (quick, paper).
-        options: of `fit` that differ from its defaults.
+        options: of `fit`, for our optimiser, that differ from its defaults.
         exact: options of `fit` with the paper's optimiser, epochs among them; None where the paper has no such arm, so
             that ours stand.
+        always: options of `fit` with either, such as how evaluations are made.
         after_epoch: is called with the model after each epoch.
     """
 
@@ -65,13 +69,15 @@ class Arm:
     epochs: tuple[int, int]
     options: Mapping[str, Any] = field(default_factory=dict)
     exact: Mapping[str, Any] | None = None
+    always: Mapping[str, Any] = field(default_factory=dict)
     after_epoch: Callable[[VAE], None] | None = None
 
     def settings(self, plan: Plan) -> dict[str, Any]:
         """Options of `fit`, epochs among them."""
         if plan.exact_settings and self.exact is not None:
-            return {**PUBLISHED, **self.exact}
-        return {"epochs": plan.pick(quick=self.epochs[0], paper=self.epochs[1]), **self.options}
+            return {**PUBLISHED, **self.exact, **self.always}
+        epochs = plan.pick(quick=self.epochs[0], paper=self.epochs[1])
+        return {"epochs": epochs, **self.options, **self.always}
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +103,8 @@ class Trials:
 
 
 def load_for(plan: Plan, name: str, **options: Any) -> Dataset:
-    """A data set of the catalogue in memory, its files in the plan's folder; see `vaentropy.data.load`."""
-    from vaentropy.data import load
-
-    folder = None if name not in ("mnist", "fashion-mnist", "susy") else plan.data_folder
-    return load(name, folder=folder, **{"stream": False, "seed": plan.seed, **options})
+    """A data set of the catalogue in memory, its files, if it has any, in the plan's folder; see `data.load`."""
+    return load(name, folder=plan.data_folder, **{"stream": False, "seed": plan.seed, **options})
 
 
 def load_rescaled(plan: Plan, name: str, deviation: float) -> Dataset:
@@ -129,6 +132,9 @@ def train(
         replicates: how many.
         epochs: in place of the arm's.
 
+    A replicate that diverges stops at its last good epoch; one of an arm with `after_epoch` goes back there and on, as
+    `fit` does.
+
     Raises:
         VaentropyError: training failed.
     """
@@ -141,20 +147,20 @@ def train(
     settings["epochs"] = epochs or settings["epochs"]
     settings.setdefault("evaluate_every", max(1, settings["epochs"] // NUM_EVALUATIONS))
     options = {"held_out": held_out, "progress": plan.progress, **settings}
-    if replicates > 1 and arm.after_epoch is None and not {"compile", "precision", "patience"} & set(options):
+    if arm.after_epoch is None:
         rate = {"learning_rates": options.pop("learning_rate")} if "learning_rate" in options else {}
         histories = fit_replicates(models, x, seeds=seeds, **rate, **options)
     else:
+        # While models train together, their parameters are elsewhere.
         histories = [
-            fit(model, x, seed=seed, on_epoch=_calling(arm, model), **options)
+            fit(model, x, seed=seed, on_epoch=_calling(arm.after_epoch, model), **options)
             for seed, model in zip(seeds, models, strict=True)
         ]
     return Trials(arm, models, histories, time.perf_counter() - start)
 
 
-def _calling(arm: Arm, model: VAE) -> Callable[[Any], None] | None:
-    after = arm.after_epoch
-    return None if after is None else lambda row: after(model)
+def _calling(after_epoch: Callable[[VAE], None], model: VAE) -> Callable[[Row], None]:
+    return lambda row: after_epoch(model)
 
 
 def gain_of_twice_the_epochs(trials: Trials, x: Tensor, plan: Plan) -> float:
@@ -162,11 +168,20 @@ def gain_of_twice_the_epochs(trials: Trials, x: Tensor, plan: Plan) -> float:
 
     A schedule that ends at a learning rate of 0 makes any training look as if it had arrived; this tells if it has.
     """
-    first = trials.histories[0].train
-    longer = train(trials.arm, x, None, plan, 1, epochs=2 * trials.epochs).histories[0].train
-    assert first is not None
-    assert longer is not None
-    return longer.elbo - first.elbo
+    longer = train(trials.arm, x, None, plan, 1, epochs=2 * trials.epochs).histories[0]
+    return _evaluated(longer.train).elbo - _evaluated(trials.histories[0].train).elbo
+
+
+def plateau_note(trials: Trials, x: Tensor, plan: Plan, *, of: str = "the first replicate") -> list[str]:
+    """`gain_of_twice_the_epochs` in a sentence; none where training was not meant to reach a plateau by our optimiser.
+
+    Args:
+        trials, x, plan: of the training.
+        of: whose ELBO it is.
+    """
+    if plan.scale == "quick" or plan.exact_settings:
+        return []
+    return [f"Twice the epochs change the ELBO of {of} by {gain_of_twice_the_epochs(trials, x, plan):+.2f} nats."]
 
 
 def summary(trials: Trials) -> dict[str, Any]:
@@ -187,9 +202,17 @@ def summary(trials: Trials) -> dict[str, Any]:
     if held_out:
         row["held_out_elbo"] = statistics.median(each.elbo for each in held_out)
         row["held_out_relative_gap"] = statistics.median(each.relative_gap for each in held_out)
-    row["diverged"] = sum("became" in (history.stopped or "") for history in trials.histories)
+    row["diverged"] = num_diverged(trials)
     row["seconds"] = trials.seconds
     return row
+
+
+def num_diverged(trials: Trials) -> int:
+    """How many replicates diverged at some time, and so stopped early or went back."""
+    # No study stops a training for another reason.
+    return sum(
+        history.stopped is not None or any(row.get("rollbacks") for row in history.rows) for history in trials.histories
+    )
 
 
 def _evaluated(evaluation: Evaluation | None) -> Evaluation:
@@ -198,6 +221,6 @@ def _evaluated(evaluation: Evaluation | None) -> Evaluation:
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    finite = torch.tensor([value for value in values if math.isfinite(value)], dtype=torch.float64)
+    finite = torch.tensor([value for value in values if math.isfinite(value)] or [math.nan], dtype=torch.float64)
     low, middle, high = finite.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
     return low, middle, high

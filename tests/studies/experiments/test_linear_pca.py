@@ -55,6 +55,9 @@ def test_learned_sigma_meets_the_closed_form_and_fixed_sigma_does_not(outcome):
     assert learned["relative_gap"] < 0.05
     assert learned["held_out_log_likelihood"] == pytest.approx(learned["true_held_out_log_likelihood"], abs=0.02)
     assert fixed["gap"] > 3 and fixed["relative_gap"] > 0.5
+    # All of one sign here; gaps of two signs would not cancel.
+    assert fixed["mean_absolute_gap"] == pytest.approx(fixed["gap"])
+    assert learned["mean_absolute_gap"] >= abs(learned["gap"]) - 1e-12
     assert fixed["largest_pseudo_gap"] < 0.1
     # Its σ² is 25 times that of the noise in 8 directions.
     assert fixed["log_likelihood"] < learned["log_likelihood"] - 8
@@ -62,7 +65,10 @@ def test_learned_sigma_meets_the_closed_form_and_fixed_sigma_does_not(outcome):
 
 def test_the_finding_is_made_from_the_numbers(outcome):
     learned, fixed = outcome.rows
-    assert f"{learned['elbo']:.4f}" in outcome.finding and f"{abs(fixed['gap']):.2f} nats apart" in outcome.finding
+    assert (
+        f"{learned['elbo']:.4f}" in outcome.finding
+        and f"{fixed['mean_absolute_gap']:.2f} nats apart" in outcome.finding
+    )
     assert outcome.finding.endswith(".") and "\n" not in outcome.finding
     assert "10,000 points to train on and 10,000 held out" in " ".join(outcome.notes)
 

@@ -134,7 +134,8 @@ def test_the_true_log_likelihood_is_that_of_the_mixture_and_no_elbo_is_above_it(
     for family in FAMILIES:
         row = rows[family]
         assert row["held_out_true_log_likelihood"] == pytest.approx(truth, abs=1e-4)
-        assert manifolds.excess(row) < manifolds.ERRORS
+        assert row["least_below_truth"] == pytest.approx(truth - row["held_out_elbo"], abs=1e-4)
+        assert row["least_below_truth"] > 0
 
 
 def test_elbos_as_stored_differ_by_the_change_of_units(study, rows):
@@ -151,13 +152,14 @@ def test_the_finding_is_made_from_the_numbers(study, rows):
     outcome = study[0]
     assert outcome.finding.endswith(".") and "\n" not in outcome.finding
     assert "is the largest on 1 of them" in outcome.finding
-    assert "no held-out ELBO is above it" in outcome.finding
+    margins = [row["least_below_truth"] for row in outcome.rows]
+    assert f"less their ELBO is {min(margins):.4f} to {max(margins):.4f} nats" in outcome.finding
     above = [dict(row) for row in outcome.rows]
-    above[-1]["held_out_true_log_likelihood"] = above[-1]["held_out_elbo"] - 1
+    above[-1]["least_below_truth"] = -1.0
     above[0]["relative_gap"] = 0.0
     finding = manifolds._finding(above)
     assert "is the largest on 0 of them" in finding
-    assert "1 of 4 held-out ELBOs are above it" in finding
+    assert "less their ELBO is -1.0000 to" in finding
     left, right = outcome.figure.axes
     assert [label.get_text() for label in left.get_yticklabels()] == [SET]
     assert [line.get_xdata()[0] for line in left.lines[:4]] == [rows[family]["relative_gap"] for family in FAMILIES]

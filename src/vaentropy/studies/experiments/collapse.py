@@ -3,7 +3,7 @@
 from vaentropy.studies.activity import activity, arms, finding, plot_activity
 from vaentropy.studies.study import Outcome, Plan, Study
 from vaentropy.studies.susy_table import susy_table
-from vaentropy.studies.trials import gain_of_twice_the_epochs, load_for, points, train
+from vaentropy.studies.trials import load_for, plateau_note, points, train
 
 IMAGES = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
 IMAGES_QUICK = 4_000
@@ -35,9 +35,7 @@ def run(plan: Plan) -> Outcome:
         every[name] = [train(arm, x, held_out, plan, replicates) for arm in compared]
         table += [activity(name, trials, x) for trials in every[name]]
         notes.append(f"{name}, {data.description}: {len(x):,} points to train on, {len(held_out):,} held out.")
-        if plan.scale == "paper" and not plan.exact_settings:
-            gain = gain_of_twice_the_epochs(every[name][1], x, plan)
-            notes.append(f"{name}: twice the epochs change the ELBO with learned σ² by {gain:+.2f} nats.")
+        notes += plateau_note(every[name][1], x, plan, of=f"the first replicate with learned σ² on {name}")
     notes.append("Whether σ² = 1 is much depends on the scale of the data: see mean_variance_of_features.")
     return Outcome(table, plot_activity(every), finding(table), notes)
 

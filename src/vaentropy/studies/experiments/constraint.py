@@ -16,7 +16,7 @@ from vaentropy.networks import MLPDecoder, MLPEncoder
 from vaentropy.priors import LearnedNormal
 from vaentropy.studies.plots import plot_arms
 from vaentropy.studies.study import Outcome, Plan, Study
-from vaentropy.studies.trials import Arm, Trials, gain_of_twice_the_epochs, load_for, points, summary, train
+from vaentropy.studies.trials import Arm, Trials, load_for, plateau_note, points, summary, train
 from vaentropy.vae import VAE
 
 LATENT_DIM = 2
@@ -72,9 +72,7 @@ def run(plan: Plan) -> Outcome:
         f"PCA-ring, {len(x):,} points to train on, {len(held_out):,} held out.",
         "The largest deviation of a norm from 1 is over latents and replicates, at the end.",
     ]
-    if plan.scale == "paper" and not plan.exact_settings:
-        gain = gain_of_twice_the_epochs(every[0], x, plan)
-        notes.append(f"Twice the epochs change the ELBO of the first replicate of VAE-1 by {gain:+.2f} nats.")
+    notes += plateau_note(every[0], x, plan, of="the first replicate of VAE-1")
     return Outcome(rows, plot_arms(every), _finding(rows), notes)
 
 

@@ -21,7 +21,7 @@ from vaentropy.families import vae3
 from vaentropy.figures.style import COLOURS, INK, LINE_STYLES, SMALL, Figure, new_figure, styled
 from vaentropy.model import LatentVariableModel
 from vaentropy.studies.study import Outcome, Plan, Study
-from vaentropy.studies.trials import Arm, Trials, gain_of_twice_the_epochs, train
+from vaentropy.studies.trials import Arm, Trials, plateau_note, train
 
 LATENT_DIM = 2
 NUM_POINTS = 10_000
@@ -75,9 +75,7 @@ def run(plan: Plan) -> Outcome:
         f"{repetitions:,} times each number of them; estimates of different sizes share points, those of one do not.",
         *_beside_published(trials, ratios[0]),
     ]
-    if plan.scale == "paper" and not plan.exact_settings:
-        gain = gain_of_twice_the_epochs(trials, x, plan)
-        notes.append(f"Twice the epochs change the ELBO of the first replicate by {gain:+.2f} nats.")
+    notes += plateau_note(trials, x, plan)
     details = {"ratios": ratios, "published": PUBLISHED}
     return Outcome(rows, _plot(rows, noises), _finding(rows, noises, ratios), notes, details)
 

@@ -227,6 +227,7 @@ def _row(
         "elbo": means["elbo"],
         "entropy_sum": means["entropy_sum"],
         "gap": means["elbo"] - means["entropy_sum"],
+        "mean_absolute_gap": mean(abs(end["elbo"] - end["entropy_sum"]) for end in ends),
         "relative_gap": mean(abs(end["elbo"] - end["entropy_sum"]) / abs(end["elbo"]) for end in ends),
         "pseudo_entropy_sum": means["pseudo_entropy_sum"],
         "largest_pseudo_gap": max(abs(end["elbo"] - end["pseudo_entropy_sum"]) for end in ends),
@@ -255,13 +256,14 @@ def _notes(problems: Sequence[Problem], how: Settings) -> list[str]:
 
 
 def _finding(learned: Mapping[str, Any], fixed: Mapping[str, Any]) -> str:
+    gap, fixed_gap = (row["mean_absolute_gap"] for row in (learned, fixed))
     return (
-        f"With σ learned, ELBO {learned['elbo']:.4f} and sum of entropies {learned['entropy_sum']:.4f} end "
-        f"{abs(learned['gap']):.1e} nats apart, the ELBO at most {learned['furthest_below_optimum']:.1e} below its "
-        f"optimum in closed form and the held-out log-likelihood {learned['held_out_log_likelihood']:.4f} beside "
-        f"{learned['true_held_out_log_likelihood']:.4f} of the truth; with σ fixed at {FIXED_STD} they end "
-        f"{abs(fixed['gap']):.2f} nats apart, but ELBO and the sum with the pseudo entropy at most "
-        f"{fixed['largest_pseudo_gap']:.1e}."
+        f"With σ learned, ELBO ({learned['elbo']:.4f} in the mean) and sum of entropies end {gap:.1e} nats apart in "
+        f"the mean over {learned['replicates']} replicates, the ELBO at most {learned['furthest_below_optimum']:.1e} "
+        "below its optimum in closed form and the held-out log-likelihood "
+        f"{learned['held_out_log_likelihood']:.4f} beside {learned['true_held_out_log_likelihood']:.4f} of the truth; "
+        f"with σ fixed at {FIXED_STD} they end {fixed_gap:.2f} nats apart, but ELBO and the sum with the pseudo "
+        f"entropy at most {fixed['largest_pseudo_gap']:.1e}."
     )
 
 
@@ -280,7 +282,8 @@ def _figure(courses: Sequence[Mapping[int, Sequence[Mapping[str, float]]]], prob
                     continue
                 truth = held_out if name.startswith("held_out") else train
                 values = np.array([[end[name] for end in ends] for ends in course.values()]).T - truth[:, None]
-                draw_band(axes, epochs, values, {"color": colour, "linestyle": line, "linewidth": width}, label)
+                curves = [(epochs, row) for row in values]
+                draw_band(axes, curves, {"color": colour, "linestyle": line, "linewidth": width}, label)
             axes.axhline(0, color=INK, linewidth=0.8, label="the truth's log-likelihood")
             ends = [np.asarray(line.get_ydata(), dtype=float)[-1] for line in axes.lines]
             axes.set_ylim(min(ends) - BELOW, max(ends) + ABOVE)

@@ -158,6 +158,7 @@ def _row(phase: int, criterion: str, window: int, num_points: int, choices: Num[
     right = choices == NUM_FACTORS[phase]
     delays = [delay(each) for each in right.unbind(1)]
     middle = statistics.median(delays)
+    published = (window, num_points) == (WINDOW, PUBLISHED_BIC_POINTS)
     return {
         "phase": phase + 1,
         "factors": NUM_FACTORS[phase],
@@ -167,29 +168,25 @@ def _row(phase: int, criterion: str, window: int, num_points: int, choices: Num[
         "streams": len(delays),
         "right_at_end": sum(map(math.isfinite, delays)),
         "delay_batches": middle if math.isfinite(middle) else None,
-        "delay_published": PUBLISHED[criterion][phase] if window == WINDOW else None,
+        "delay_published": PUBLISHED[criterion][phase] if published else None,
         "fraction_right": float(right.double().mean()),
         "changes_of_choice": float((choices.diff(dim=0) != 0).double().sum(0).mean()),
     }
 
 
 def _finding(rows: Sequence[Mapping[str, Any]]) -> str:
-    def told(criterion: str, points: int) -> str:
-        each = _select(rows, criterion, WINDOW, points)
-        delays = (row["delay_batches"] for row in each)
-        after = ", ".join("-" if delay is None else f"{delay:,.0f}" for delay in delays)
-        return f"{', '.join(str(row['right_at_end']) for row in each)} (after batch {after} of each)"
+    def right(criterion: str) -> str:
+        return ", ".join(str(row["right_at_end"]) for row in _select(rows, criterion, WINDOW, BIC_POINTS))
 
     def changes(criterion: str) -> float:
         return sum(row["changes_of_choice"] for row in _select(rows, criterion, 1, BIC_POINTS))
 
     by_elbo, by_entropies = CRITERIA
     return (
-        f"Smoothed over {WINDOW} batches and for good, the choice is right in the three phases in "
-        f"{told(by_entropies, BIC_POINTS)} of {rows[0]['streams']} streams by {by_entropies} and in "
-        f"{told(by_elbo, BIC_POINTS)} by {by_elbo}; with the published code's N of {PUBLISHED_BIC_POINTS} points in "
-        f"{told(by_entropies, PUBLISHED_BIC_POINTS)} and {told(by_elbo, PUBLISHED_BIC_POINTS)}; unsmoothed it changes "
-        f"{changes(by_entropies):,.0f} times per stream by {by_entropies} and {changes(by_elbo):,.0f} by {by_elbo}."
+        f"Smoothed over {WINDOW} batches, the choice is right at the end of the three phases in {right(by_entropies)} "
+        f"of {rows[0]['streams']} streams by {by_entropies} and in {right(by_elbo)} by {by_elbo}; unsmoothed it "
+        f"changes {changes(by_entropies):,.0f} times per stream by {by_entropies} and {changes(by_elbo):,.0f} by "
+        f"{by_elbo}."
     )
 
 

@@ -3,7 +3,7 @@
 from vaentropy.families import vae1
 from vaentropy.studies.plots import plot_arms
 from vaentropy.studies.study import Outcome, Plan, Study
-from vaentropy.studies.trials import Arm, gain_of_twice_the_epochs, load_for, points, summary, train
+from vaentropy.studies.trials import Arm, load_for, plateau_note, points, summary, train
 
 LATENT_DIM = 2
 ARM = Arm(
@@ -23,13 +23,11 @@ def run(plan: Plan) -> Outcome:
     trials = train(ARM, x, held_out, plan, plan.num_replicates(quick=2, paper=10))
     row = summary(trials)
     notes = [f"MNIST, {data.description}; {len(x):,} points to train on, {len(held_out):,} held out."]
-    if plan.scale == "paper" and not plan.exact_settings:
-        gain = gain_of_twice_the_epochs(trials, x, plan)
-        notes.append(f"Twice the epochs change the ELBO of the first replicate by {gain:+.2f} nats.")
+    notes += plateau_note(trials, x, plan)
     finding = (
-        f"ELBO {row['elbo']:.2f} and sum of entropies {row['entropy_sum']:.2f} nats differ by "
-        f"{row['relative_gap']:.1e} of the ELBO on the training data, and by {row['held_out_relative_gap']:.1e} on "
-        "held-out data."
+        f"ELBO {row['elbo']:.2f} and sum of entropies {row['entropy_sum']:.2f} nats, with a relative gap of "
+        f"{row['relative_gap']:.1e} on the training data and {row['held_out_relative_gap']:.1e} on held-out data; each "
+        f"the median of {row['replicates']} trainings."
     )
     return Outcome([row], plot_arms([trials]), finding, notes)
 

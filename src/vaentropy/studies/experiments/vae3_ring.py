@@ -4,7 +4,7 @@ from vaentropy.expectation import MonteCarlo
 from vaentropy.families import vae3
 from vaentropy.studies.plots import plot_arms
 from vaentropy.studies.study import Outcome, Plan, Study
-from vaentropy.studies.trials import Arm, gain_of_twice_the_epochs, load_for, points, summary, train
+from vaentropy.studies.trials import Arm, load_for, plateau_note, points, summary, train
 from vaentropy.vae import VAE
 
 LATENT_DIM = 2
@@ -17,8 +17,14 @@ def _model(shape: tuple[int, ...]) -> VAE:
 
 
 def _arm(name: str, epochs: tuple[int, int], *, exact: dict, **options: object) -> Arm:
-    options = {"learning_rate": 1e-2, "evaluation_expectation": FEW_DRAWS, **options}
-    return Arm(name=name, model=_model, epochs=epochs, options=options, exact={**exact, "epochs": 3_000})
+    return Arm(
+        name=name,
+        model=_model,
+        epochs=epochs,
+        options={"learning_rate": 1e-2, **options},
+        exact={**exact, "epochs": 3_000},
+        always={"evaluation_expectation": FEW_DRAWS},
+    )
 
 
 ARMS = (
@@ -37,9 +43,7 @@ def run(plan: Plan) -> Outcome:
     every = [train(arm, x, held_out, plan, replicates) for arm in ARMS]
     rows = [summary(trials) for trials in every]
     notes = [f"PCA-ring, {len(x):,} points to train on, {len(held_out):,} held out."]
-    if plan.scale == "paper" and not plan.exact_settings:
-        gain = gain_of_twice_the_epochs(every[0], x, plan)
-        notes.append(f"Twice the epochs change the ELBO of the first replicate by {gain:+.2f} nats.")
+    notes += plateau_note(every[0], x, plan)
     first = rows[0]
     finding = (
         f"Of {replicates} replicates the median relative gap is {first['relative_gap']:.1e} (quartiles "
