@@ -1,4 +1,4 @@
-"""What torch.compile, bfloat16 and channels-last memory do to a training step here."""
+"""What torch.compile, CUDA graphs, bfloat16 and channels-last memory do to a training step here."""
 
 import math
 import statistics
@@ -15,6 +15,7 @@ from benchmarks.results import Result
 from vaentropy import MonteCarlo, vae1, vae3
 from vaentropy.networks import ConvDecoder, ConvEncoder
 from vaentropy.training.compiling import Compiled
+from vaentropy.training.graphed import Graphed
 from vaentropy.training.step import gradients, training_step
 from vaentropy.vae import VAE
 
@@ -38,6 +39,9 @@ def run(quick: bool) -> Result:
             _row(problem, make, batch_size, device, quick)
             for problem, (make, batch_size) in list(problems.items())[: 1 if quick else None]
         ]
+    # Which of them there are depends on the row.
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    rows = [{column: row.get(column, "") for column in columns} for row in rows]
     notes = [] if device == "cuda" else ["No GPU here: CUDA graphs and bfloat16 on tensor cores are not measured."]
     return Result("Compiled steps, bfloat16, channels-last", rows=rows, notes=notes)
 
@@ -50,13 +54,16 @@ def _row(problem: str, make: Callable[[], VAE], batch_size: int, device: str, qu
     }
     if make is _convolutional:
         steps["channels-last"] = _steps(make, batch_size, device, memory_format=torch.channels_last)
+    if device == "cuda":
+        steps["recorded"] = _steps(make, batch_size, device, recorded=True)
+        steps["recorded bf16"] = _steps(make, batch_size, device, recorded=True, precision="bf16")
+        steps["compiled, recorded"] = _steps(make, batch_size, device, compiled=True, recorded=True)
     with_compiling = timed(steps["compiled"], device)
     times = interleaved(steps, 3 if quick else 15, device=device)
     plain, compiled = (statistics.median(times[name]) for name in ("plain", "compiled"))
     seconds, gained = with_compiling - compiled, (plain - compiled) / STEPS
     row: dict[str, Any] = {"problem": problem, "plain ms": 1e3 * plain / STEPS}
-    for name in ("compiled", "bf16", "channels-last"):
-        row[f"{name} / plain"] = str(ratio(times[name], times["plain"])) if name in times else ""
+    row |= {f"{name} / plain": str(ratio(times[name], times["plain"])) for name in steps if name != "plain"}
     row["s to compile"] = seconds
     row["pays after steps"] = f"{math.ceil(seconds / gained / 1000) * 1000:,}" if gained > 0 else "never"
     return row
@@ -72,6 +79,7 @@ def _steps(
     device: str,
     *,
     compiled: bool = False,
+    recorded: bool = False,
     memory_format: torch.memory_format = torch.contiguous_format,
     **options: Any,
 ) -> Callable[[], None]:
@@ -85,6 +93,7 @@ def _steps(
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, generator = torch.optim.Adam(learned, fused=True), torch.Generator(device).manual_seed(0)
     call = Compiled() if compiled else gradients
+    call = Graphed(call, model.parameters) if recorded else call
 
     def steps() -> None:
         for _ in range(STEPS):

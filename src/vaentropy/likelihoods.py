@@ -124,6 +124,42 @@ class Head(nn.Module, ABC):
                 for a feature without an observed value.
         """
 
+    def average_log_prob_and_entropy(
+        self,
+        x: Tensor,
+        features: Tensor,
+        *,
+        observed: Tensor | None = None,
+        weights: Tensor | None = None,
+        adapt: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Averages over K nodes of what `log_prob_and_entropy` returns, each (B,), nats.
+
+        Args:
+            x, observed: (B, *data_shape).
+            features: (K·B, *features_shape), those of the first node first.
+            weights: (K,), sum 1, of the nodes; None means 1/K.
+            adapt: as there, of all nodes and points.
+        """
+        batch_size = len(x)
+        num_nodes = len(features) // batch_size
+
+        def repeated(rows: Tensor) -> Tensor:
+            return rows if num_nodes == 1 else rows.expand(num_nodes, *rows.shape).flatten(0, 1)
+
+        counted = None if observed is None else repeated(observed)
+        per_row = None if weights is None or not adapt else weights.to(x).repeat_interleave(batch_size) / batch_size
+        values = self.log_prob_and_entropy(repeated(x), features, observed=counted, weights=per_row, adapt=adapt)
+        log_prob, entropy = (average(value.unflatten(0, (num_nodes, batch_size)), weights) for value in values)
+        return log_prob, entropy
+
+
+def average(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Average over the first axis, nodes with weights (K,) or none."""
+    if len(values) == 1:
+        return values[0]
+    return values.mean(0) if weights is None else torch.tensordot(weights.to(values), values, 1)
+
 
 class Likelihood(ABC):
     """What p(x|z) is; immutable, so that one description serves several models."""
@@ -247,6 +283,62 @@ class GaussianHead(Head):
             log_variance = self.log_variance_at(features).flatten()
             squares = (squared_error * torch.exp(-log_variance)).sum(1)
             log_normaliser = (counts * (LOG_2PI + log_variance)).sum(-1)
+        return -0.5 * (log_normaliser + squares), (0.5 * (log_normaliser + num_values)).expand(squares.shape)
+
+    def average_log_prob_and_entropy(
+        self,
+        x: Tensor,
+        features: Tensor,
+        *,
+        observed: Tensor | None = None,
+        weights: Tensor | None = None,
+        adapt: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Head.average_log_prob_and_entropy`.
+
+        Where all points share σ², an average over nodes needs mean and covariance of the features, but no μ(z) of each
+        node: E‖x - μ‖² = ‖x - E μ‖² + tr Cov(μ), two sums without negative terms.
+        """
+        layer = self.mean[0] if isinstance(self.mean, nn.Sequential) else None
+        if isinstance(self.log_variance, nn.Module) or not isinstance(layer, nn.Linear) or observed is not None:
+            return super().average_log_prob_and_entropy(x, features, observed=observed, weights=weights, adapt=adapt)
+        # Products of the two ways: FᵀF, a quadratic form of each node's features, one μ; or a μ of each node.
+        data_dim, width = layer.weight.shape
+        if width * (data_dim + len(features)) + len(x) * data_dim > len(features) * data_dim:
+            return super().average_log_prob_and_entropy(x, features, observed=observed, weights=weights, adapt=adapt)
+        with torch.autocast(x.device.type, enabled=False):
+            nodes = features.to(layer.weight.dtype).unflatten(0, (-1, len(x)))
+            mean = average(nodes, weights)
+            residual = (x.flatten(1) - layer(mean.to(layer.weight.dtype))).square()
+            return self._from_moments(residual, nodes - mean, layer.weight, weights, adapt)
+
+    def _from_moments(
+        self, residual: Tensor, deviations: Tensor, weight: Tensor, weights: Tensor | None, adapt: float
+    ) -> tuple[Tensor, Tensor]:
+        """Of (x - E μ)² (B, D), the features less their means (K, B, F), and the layer's matrix (D, F)."""
+
+        def spread(scaled: Tensor) -> Tensor:
+            """Σ_d of the variances of μ_d, scaled, (B,)."""
+            return average(((deviations @ (weight.T @ scaled)) * deviations).sum(-1), weights)
+
+        num_values = residual.shape[1]
+        if self.log_variance is None or self.log_variance.ndim == 0:
+            errors = residual.sum(1) + spread(weight)
+            if adapt:
+                self._adapt_constant(errors.detach(), num_values, None, adapt)
+            log_variance = self.log_variance_at(residual)
+            squares, log_normaliser = errors * torch.exp(-log_variance), num_values * (LOG_2PI + log_variance)
+        else:
+            if adapt:
+                with torch.no_grad():
+                    rows = deviations if weights is None else deviations * weights.sqrt().to(weight)[:, None, None]
+                    rows = rows.flatten(0, 1) / math.sqrt(len(residual) * (len(deviations) if weights is None else 1))
+                    variances = ((weight @ (rows.T @ rows)) * weight).sum(1)
+                    self._adapt_constant((residual.mean(0) + variances).unsqueeze(0), 1, None, adapt)
+            log_variance = self.log_variance_at(residual).flatten()
+            precision = torch.exp(-log_variance)
+            squares = residual @ precision + spread(weight * precision.unsqueeze(1))
+            log_normaliser = (LOG_2PI + log_variance).sum()
         return -0.5 * (log_normaliser + squares), (0.5 * (log_normaliser + num_values)).expand(squares.shape)
 
     @torch.no_grad()

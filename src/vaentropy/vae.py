@@ -205,32 +205,18 @@ class VAE(nn.Module):
         """
         mean, log_variance = self._encode(x)
         z = mean + torch.exp(0.5 * log_variance) * noise
-        num_nodes, batch_size = z.shape[:2]
         features = self.decoder_features(z.flatten(0, 1))
-
-        def repeated(rows: Tensor) -> Tensor:
-            return rows if num_nodes == 1 else rows.expand(num_nodes, *rows.shape).flatten(0, 1)
-
-        counted = None if observed is None else repeated(observed)
-        per_row = None if weights is None or not adapt else weights.to(x).repeat_interleave(batch_size) / batch_size
-        log_prob, entropy = self.head.log_prob_and_entropy(
-            repeated(x), features, observed=counted, weights=per_row, adapt=adapt
+        log_prob, entropy = self.head.average_log_prob_and_entropy(
+            x, features, observed=observed, weights=weights, adapt=adapt
         )
         if adapt:
             self._adapt_prior(mean, log_variance, adapt)
-
-        def average(value: Tensor) -> Tensor:
-            if num_nodes == 1:
-                return value
-            value = value.unflatten(0, (num_nodes, batch_size))
-            return value.mean(0) if weights is None else (weights.to(value).unsqueeze(1) * value).sum(0)
-
         return ElboTerms(
-            reconstruction=average(log_prob),
+            reconstruction=log_prob,
             kl=normal_kl(mean, log_variance, None, self.prior_log_variance),
             encoder_entropy=normal_entropy(log_variance),
             prior_entropy=normal_entropy(self.prior_log_variance).sum(),
-            decoder_entropy=average(entropy),
+            decoder_entropy=entropy,
         )
 
     @torch.no_grad()

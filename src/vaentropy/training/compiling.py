@@ -30,23 +30,23 @@ class Compiled:
         self._original = original
         self._changed: list[Tensor] = []
 
-    def __call__(self, model: VAE, x: Tensor, *args, beta: float = 1.0, **options) -> Tensor:
+    def __call__(self, model: VAE, x: Tensor, *args, **options) -> Tensor:
         """See `gradients`."""
         if self._call is self._original:
-            return gradients(model, x, *args, of=self._original, beta=beta, **options)
+            return gradients(model, x, *args, of=self._original, **options)
         if self._call is None:
             # What a forward pass changes: running means and σ². There are few, and a copy takes some µs of a step.
             self._changed = [*model.buffers(), *model.variance_parameters()]
         before = [tensor.detach().clone() for tensor in self._changed]
         try:
             self._call = self._call or _compiled(self._original)
-            return gradients(model, x, *args, of=self._call, beta=_variable(beta, x), **options)
+            return gradients(model, x, *args, of=self._call, **options)
         except Exception as error:
             # What torch.compile raises is no one family of errors, and depends on the backend. An error of the model's
             # own comes again, below.
             self._call = self._original
             self._put_back(before, model.parameters())
-            sums = gradients(model, x, *args, of=self._original, beta=beta, **options)
+            sums = gradients(model, x, *args, of=self._original, **options)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             logger.warning("training goes on without torch.compile, which failed: %s", reason)
             return sums
@@ -58,11 +58,6 @@ class Compiled:
             tensor.copy_(value)
         for parameter in parameters:
             parameter.grad = None
-
-
-def _variable(beta: float, x: Tensor) -> float | Tensor:
-    """β as a tensor: each other number would be compiled anew. 1 stays a number, which spares a product."""
-    return beta if beta == 1 else torch.full((), beta, dtype=x.dtype, device=x.device)
 
 
 def _compiled(original: Objective) -> Objective:

@@ -13,6 +13,7 @@ from vaentropy.training.checkpoint import Checkpoints
 from vaentropy.training.compiling import COMPILING_PAYS, Compiled
 from vaentropy.training.course import Course
 from vaentropy.training.data import TrainingData
+from vaentropy.training.graphed import Graphed
 from vaentropy.training.history import Row
 from vaentropy.training.interruption import Interrupted, Interruption
 from vaentropy.training.settings import Settings, require_same
@@ -81,11 +82,12 @@ class Loop:
         self.circumstances = {**self.settings.describe(), **self.data.describe()} if self.checkpoints else {}
 
     def _gradients(self) -> Gradients:
-        compiled = self.settings.compile
+        device, compiled = self.state.noise.device.type, self.settings.compile
         if compiled is None:
-            # Measured on the CPU alone.
-            compiled = self.course.num_steps >= COMPILING_PAYS and self.state.noise.device.type == "cpu"
-        return Compiled() if compiled else gradients
+            compiled = self.course.num_steps >= COMPILING_PAYS and device == "cpu"
+        call = Compiled() if compiled else gradients
+        recorded = device == "cuda" and self.settings.compile is not False
+        return Graphed(call, self.state.model.parameters) if recorded else call
 
     def begin(self, *, resume: bool) -> None:
         """Go to the newest checkpoint, or write the first one.
@@ -178,7 +180,7 @@ class Loop:
             nodes,
             state.optimizer,
             observed=observed,
-            beta=self.course.beta(progress.step),
+            beta=self._beta(batch),
             adapt=settings.adapt(len(batch)),
             clip_norm=settings.clip_norm,
             precision=settings.precision,  # type: ignore[arg-type]  # checked by Settings
@@ -186,6 +188,11 @@ class Loop:
         )
         state.sums.add(sums, len(batch))
         progress.step += 1
+
+    def _beta(self, x: Tensor) -> float | Tensor:
+        """As a tensor: each other number would be compiled or recorded anew. 1 stays a number, and spares a product."""
+        beta = self.course.beta(self.state.progress.step)
+        return beta if beta == 1 or self.gradients is gradients else x.new_full((), beta)
 
     def _means(self) -> Row:
         return self.state.sums.read()

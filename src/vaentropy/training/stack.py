@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vaentropy._typing import Bool, Float, Tensor
 from vaentropy.errors import UsageError
 from vaentropy.likelihoods import GaussianHead
+from vaentropy.training.graphed import Graphed
 from vaentropy.training.settings import Settings
 from vaentropy.training.step import objective
 from vaentropy.vae import VAE
@@ -54,6 +55,8 @@ class Stack:
         for name, tensor in zip(self._blocks, self._tensors, strict=True):
             tensor.requires_grad_(name != FIXED)
         self._optimize(settings)
+        recorded = self._tensors[0].device.type == "cuda"
+        self._gradients = Graphed(self._add_gradients, lambda: self._tensors) if recorded else self._add_gradients
         # Last of all: from here on somebody has to release them.
         try:
             for row, model in enumerate(self.models):
@@ -117,7 +120,7 @@ class Stack:
         weights: Float[Tensor, "K"] | None,
         *,
         observed: Bool[Tensor, "R B *data"] | None = None,
-        beta: float,
+        beta: float | Float[Tensor, ""],
         adapt: float,
         factor: float,
     ) -> Float[Tensor, "R S"]:
@@ -129,11 +132,7 @@ class Stack:
         """
         for tensor in self._tensors:
             tensor.grad = None
-        parameters = self._split(self._tensors)
-        losses, sums = self._objectives(
-            parameters, self._buffers, x, noise, weights=weights, observed=observed, beta=beta, adapt=adapt
-        )
-        losses.sum().backward()
+        sums = self._gradients(x, noise, weights, observed=observed, beta=beta, adapt=adapt)
         if self._clip_norm is not None:
             self._clip(self._clip_norm)
         for group, (tensor, rows, rate) in zip(self._optimizer.param_groups, self._groups, strict=True):
@@ -141,6 +140,12 @@ class Stack:
             group["lr"] = rate * factor
             group["params"][0].grad = tensor.grad[rows]
         self._optimizer.step()
+        return sums
+
+    def _add_gradients(self, x: Tensor, noise: Tensor, weights: Tensor | None, **options) -> Tensor:
+        """Of every model's objective; its sums."""
+        losses, sums = self._objectives(self._split(self._tensors), self._buffers, x, noise, weights, **options)
+        losses.sum().backward()
         return sums
 
     def _split(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -165,10 +170,10 @@ class Stack:
         buffers: Sequence[Tensor],
         x: Tensor,
         noise: Tensor,
-        *,
         weights: Tensor | None = None,
+        *,
         observed: Tensor | None = None,
-        beta: float = 1.0,
+        beta: float | Tensor = 1.0,
         adapt: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """`objective` of each model, (R,) and (R, 3+2H)."""

@@ -80,7 +80,7 @@ def training_step(
     optimizer: torch.optim.Optimizer,
     *,
     observed: Bool[Tensor, "B *data"] | None = None,
-    beta: float = 1.0,
+    beta: float | Float[Tensor, ""] = 1.0,
     adapt: float = 0.0,
     clip_norm: float | None = None,
     precision: Precision = "full",

@@ -88,12 +88,16 @@ class Together:
             batch = batch.masked_fill(~observed, 0.0)
         size, shape, draw = rows.shape[1], leader.model.latent_shape, settings.expectation.nodes
         nodes = [draw(size, shape, generator=generator, dtype=batch.dtype) for generator in self.noise]
+        beta = leader.beta(self.steps)
+        if beta != 1:
+            # As a tensor: each other number would be recorded anew.
+            beta = batch.new_full((), beta)
         sums = self.stack.step(
             batch,
             torch.stack([each.noise for each in nodes]),
             nodes[0].step_weights,
             observed=observed,
-            beta=leader.beta(self.steps),
+            beta=beta,
             adapt=settings.adapt(size),
             factor=leader.rate(self.steps),
         )
