@@ -1,5 +1,6 @@
 """The paper's larger trainings on a GPU: VAE-1 on MNIST, 100 samples, 200 epochs, and 100 VAE-3 on PCA-ring, 3,000."""
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -43,12 +44,13 @@ def run(quick: bool) -> Result:
     x, missing = _mnist(QUICK_POINTS if quick else NUM_POINTS)
     for way in WAYS:
         row = {"problem": "VAE-1, MNIST", "samples": NUM_SAMPLES, "batch": way["batch_size"], "how": _how(way)}
-        rows.append(row | measured(_alone(x.to(device), way), QUICK_EPOCHS if quick else EPOCHS, device))
+        rows.append(_told(row | measured(_alone(x.to(device), way), QUICK_EPOCHS if quick else EPOCHS, device)))
     ring = load("pca-ring").train[: QUICK_POINTS if quick else None].to(device)
     number = QUICK_REPLICATES if quick else REPLICATES
     for batch_size, epochs in REPLICATE_EPOCHS.items():
         row = {"problem": f"VAE-3, pca-ring, {number} replicates", "samples": 1, "batch": batch_size, "how": ""}
-        rows.append(row | measured(_replicates(ring, number, batch_size), QUICK_EPOCHS if quick else epochs, device))
+        train = _replicates(ring, number, batch_size)
+        rows.append(_told(row | measured(train, QUICK_EPOCHS if quick else epochs, device)))
     notes = [missing] if missing else []
     notes.append(
         f"Seconds of whole trainings on {device}, evaluations included, after {WARMUP_EPOCHS} epochs of the same that "
@@ -64,6 +66,12 @@ def _mnist(num_points: int) -> tuple[torch.Tensor, str | None]:
         return load("mnist").train[:num_points].flatten(1), None
     except VaentropyError as error:
         return images(num_points, 784), f"Random numbers in the place of MNIST: {error}"
+
+
+def _told(row: dict[str, Any]) -> dict[str, Any]:
+    """What has been measured is seen at once."""
+    print(*row.values(), file=sys.stderr, flush=True)
+    return row
 
 
 def _how(way: dict[str, Any]) -> str:

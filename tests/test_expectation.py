@@ -251,3 +251,18 @@ def test_quadrature_and_draws_agree_on_an_expectation():
     exact = 2 * math.exp(-0.5)
     assert abs(float(average(draw(GaussHermite(16), 1), function)) - exact) < TIGHT
     assert float((average(draw(MonteCarlo(4000), 8), function) - exact).abs().max()) < 0.25
+
+
+@pytest.mark.parametrize("expectation", ALL, ids=repr)
+@pytest.mark.parametrize("size", [3, 17])
+def test_several_generators_draw_what_each_would_draw_alone(expectation, size):
+    def generators():
+        return [torch.Generator().manual_seed(seed) for seed in (0, 5, 2)]
+
+    together, alone = generators(), generators()
+    for _ in range(2):  # and go on from where they were
+        noise, weights = expectation.several(size, (2,), generators=together, dtype=torch.float32)
+        for row, generator in zip(noise, alone, strict=True):
+            nodes = draw(expectation, size, generator=generator, dtype=torch.float32)
+            assert torch.equal(row, nodes.noise)
+        assert weights is None or torch.equal(weights, nodes.step_weights)

@@ -4,6 +4,7 @@ A normal posterior maps standard normal nodes to latents, z = ν + τ ε; averag
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import ClassVar
@@ -70,6 +71,18 @@ class Expectation(ABC):
     ) -> Nodes:
         """Nodes for `batch_size` data points on the device of `generator`."""
 
+    def several(
+        self,
+        batch_size: int,
+        latent_shape: tuple[int, ...],
+        *,
+        generators: Sequence[torch.Generator],
+        dtype: torch.dtype,
+    ) -> tuple[Float[Tensor, "R K #B *latent"], Float[Tensor, "K"] | None]:
+        """Noise and step weights of `nodes` for R generators on one device; each draws what it would draw alone."""
+        nodes = [self.nodes(batch_size, latent_shape, generator=each, dtype=dtype) for each in generators]
+        return torch.stack([each.noise for each in nodes]), nodes[0].step_weights
+
 
 @dataclass(frozen=True)
 class MonteCarlo(Expectation):
@@ -94,6 +107,14 @@ class MonteCarlo(Expectation):
         shape = (self.num_samples, batch_size, *latent_shape)
         noise = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
         return Nodes(noise, _uniform(self.num_samples), group=1)
+
+    def several(self, batch_size, latent_shape, *, generators, dtype) -> tuple[Tensor, Tensor | None]:
+        """Noise (R, K, B, *latent), written to where it belongs; no weights."""
+        shape = (len(generators), self.num_samples, batch_size, *latent_shape)
+        noise = torch.empty(shape, dtype=dtype, device=generators[0].device)
+        for row, generator in zip(noise.unbind(), generators, strict=True):
+            row.normal_(generator=generator)
+        return noise, None
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,18 @@ def test_settings(x, options):
 
 
 @pytest.mark.slow
+def test_averages_over_draws_before_the_last_layer():
+    """Few features of the decoder, many of the data, many draws: the head takes the shorter way."""
+    x = pca(97, 40, 2, seed=3)[0]
+
+    def make():
+        return VAE(
+            MLPEncoder(40, (4,)), MLPDecoder((3,)), data_shape=40, latent_dim=2, likelihood=Gaussian("per_feature")
+        )
+
+    compare(make, x, expectation=MonteCarlo(6))
+
+
 def test_clipping_matters(x):
     # Else the cases above would prove nothing of it.
     clipped, free = several(lambda: vae1(5, 2, (6,))), several(lambda: vae1(5, 2, (6,)))

@@ -86,16 +86,16 @@ class Together:
         if self.x.may_be_missing:
             observed = ~batch.isnan()
             batch = batch.masked_fill(~observed, 0.0)
-        size, shape, draw = rows.shape[1], leader.model.latent_shape, settings.expectation.nodes
-        nodes = [draw(size, shape, generator=generator, dtype=batch.dtype) for generator in self.noise]
+        size, draw = rows.shape[1], settings.expectation.several
+        noise, weights = draw(size, leader.model.latent_shape, generators=self.noise, dtype=batch.dtype)
         beta = leader.beta(self.steps)
         if beta != 1:
             # As a tensor: each other number would be recorded anew.
             beta = batch.new_full((), beta)
         sums = self.stack.step(
             batch,
-            torch.stack([each.noise for each in nodes]),
-            nodes[0].step_weights,
+            noise,
+            weights,
             observed=observed,
             beta=beta,
             adapt=settings.adapt(size),
