@@ -103,8 +103,9 @@ class _Recording:
     result: Tensor
 
     def replay(self, values: Sequence[Any]) -> Tensor:
-        pairs = [(own, value) for own, value in zip(self.inputs, values, strict=True) if isinstance(own, Tensor)]
-        torch._foreach_copy_([own for own, _ in pairs], [value for _, value in pairs])
+        for own, value in zip(self.inputs, values, strict=True):
+            if isinstance(own, Tensor):
+                own.copy_(value)
         self.graph.replay()
         for tensor, gradient in self.gradients:
             tensor.grad = gradient
