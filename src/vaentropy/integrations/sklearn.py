@@ -1,5 +1,6 @@
 """`GaussianVAE`: the paper's models, and other `VAE`s, as an estimator of scikit-learn."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -26,10 +27,24 @@ except ImportError:
 
 __all__ = ["GaussianVAE"]
 
-DTYPES = (np.float64, np.float32)
+DTYPES: Any = (np.float64, np.float32)
+# Parameters that go to `fit` as they are.
+TRAINING = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "schedule",
+    "variances",
+    "beta",
+    "clip_norm",
+    "patience",
+    "missing",
+)
 # With one row σ² would fall to its floor.
 FEWEST_ROWS = 2
 SEEDS = 2**31 - 1
+# Weights and evaluations are drawn with torch's global generators seeded, which threads share: one at a time.
+_DRAWING = threading.RLock()
 
 
 class GaussianVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
@@ -106,7 +121,7 @@ class GaussianVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         self.clip_norm = clip_norm
         self.patience = patience
         self.validation_fraction = validation_fraction
-        self.missing = missing
+        self.missing: Any = missing  # checked by `fit`
         self.n_draws = n_draws
         self.device = device
         self.verbose = verbose
@@ -127,26 +142,25 @@ class GaussianVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
             TrainingError: the ELBO diverges, after all rollbacks; scale the data, or lower the learning rate.
         """
         x = self._rows(X, reset=True, ensure_min_samples=FEWEST_ROWS)
-        self._expectation()
+        self._expectation()  # so that a wrong n_draws does not wait for the first score
         random = check_random_state(self.random_state)
         seed = int(random.randint(SEEDS))
         hidden, n_components = _plain(self.hidden), require_count("n_components", _plain(self.n_components))
         recipe = (self.model, x.shape[1], n_components, hidden, str(x.dtype))
         train, held_out = self._parts(x, random)
-        with seeded(seed, torch.device("cpu")):
-            model = _on(_made(*recipe), self.device)
-        history = fit(model, train, held_out=held_out, seed=seed, progress=bool(self.verbose), **self._settings())
+        with _DRAWING:
+            model = _on(_made(recipe, seed), self.device)
+            history = fit(model, train, held_out=held_out, seed=seed, progress=bool(self.verbose), **self._settings())
         assert history.train is not None
         self._recipe = recipe
-        self.model_: VAE = model
+        self.model_: VAE = model.eval()
         self.history_: History = history
         self.evaluation_: Evaluation = history.train
         self.n_iter_ = len(history)
         return self
 
     def _settings(self) -> dict[str, Any]:
-        names = "epochs batch_size learning_rate schedule variances beta clip_norm patience missing".split()
-        return {name: _plain(getattr(self, name)) for name in names}
+        return {name: _plain(getattr(self, name)) for name in TRAINING}
 
     def _parts(self, x: np.ndarray, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray | None]:
         """Rows to train on, and rows held out."""
@@ -202,7 +216,7 @@ class GaussianVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         assert evaluation.pointwise is not None
         return evaluation.pointwise["elbo"].numpy()
 
-    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:  # type: ignore[override]
         """Mean ELBO, nats per data point: the mean of `score_samples`.
 
         Args:
@@ -212,9 +226,7 @@ class GaussianVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         """
         return self._evaluated(X, self._expectation, sample_weight).elbo
 
-    def evaluate(
-        self, X: Any, *, sample_weight: Any = None, expectation: Expectation = MonteCarlo(16)
-    ) -> Evaluation:
+    def evaluate(self, X: Any, *, sample_weight: Any = None, expectation: Expectation = MonteCarlo(16)) -> Evaluation:
         """The ELBO, the three entropies, the gap term by term, and what better variances would bring, with errors.
 
         Args:
@@ -238,20 +250,24 @@ class GaussianVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         check_is_fitted(self)
         random = check_random_state(self.random_state if random_state is None else random_state)
         count = require_count("n_samples", _plain(n_samples))
-        return self.model_.sample(count, noise=noise, seed=int(random.randint(SEEDS))).cpu().numpy()
+        with _DRAWING:
+            return self.model_.sample(count, noise=noise, seed=int(random.randint(SEEDS))).cpu().numpy()
 
     def _evaluated(
         self, X: Any, expectation: Callable[[], Expectation], sample_weight: Any, *, pointwise: bool = False
     ) -> Evaluation:
         x = self._known_rows(X)
-        return evaluate(
-            self.model_,
-            x,
-            expectation=expectation(),
-            sample_weight=None if sample_weight is None else np.asarray(sample_weight),
-            missing=self.missing,
-            pointwise=pointwise,
-        )
+        # A copy: frames give arrays that cannot be written, of which torch warns.
+        weights = None if sample_weight is None else np.asarray(sample_weight).copy()
+        with _DRAWING:
+            return evaluate(
+                self.model_,
+                x,
+                expectation=expectation(),
+                sample_weight=weights,
+                missing=self.missing,
+                pointwise=pointwise,
+            )
 
     def _expectation(self) -> Expectation:
         return Sobol(require_count("n_draws", _plain(self.n_draws)))
@@ -260,7 +276,8 @@ class GaussianVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
 
     def _rows(self, X: Any, **options: Any) -> np.ndarray:
         finite = "allow-nan" if self._takes_nan else True
-        return validate_data(self, X, dtype=DTYPES, ensure_all_finite=finite, **options)
+        checked: Any = validate_data(self, X, dtype=DTYPES, ensure_all_finite=finite, **options)
+        return checked
 
     def _known_rows(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
@@ -281,7 +298,8 @@ class GaussianVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())
+        stored: Any = super().__getstate__()
+        state = dict(stored)
         model = state.pop("model_", None)
         if model is not None:
             # Arrays on the CPU: a model on a device needs that device to be unpickled, and one with a parametrised
@@ -294,31 +312,37 @@ class GaussianVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         weights = state.pop("_weights", None)
         super().__setstate__(state)
         if weights is not None:
-            with seeded(0, torch.device("cpu")):
-                self.model_ = _made(*self._recipe)
+            with _DRAWING:
+                self.model_ = _made(self._recipe, 0).eval()
             self.model_.load_state_dict({name: as_tensor(array) for name, array in weights.items()})
 
 
-def _made(model: Any, n_features: int, n_components: int, hidden: Any, dtype: str) -> VAE:
-    """A new model.
+def _made(recipe: tuple[Any, ...], seed: int) -> VAE:
+    """A new model, on the CPU.
+
+    Args:
+        recipe: model, n_features, n_components, hidden and name of the dtype.
+        seed: of the weights.
 
     Raises:
         UsageError: there is no such one, or the user's function made something else.
     """
-    dtype_of_weights = getattr(torch, dtype)
-    if isinstance(model, str) and model in FAMILIES:
-        return FAMILIES[model](n_features, n_components, hidden).to(dtype_of_weights)
-    if not callable(model):
-        expected = f"one of {', '.join(FAMILIES)}, or a function (n_features, n_components) that makes a VAE"
-        raise UsageError(f"model={shown(model)} given, expected {expected}")
-    made = model(n_features, n_components)
+    model, n_features, n_components, hidden, dtype = recipe
+    with seeded(seed, torch.device("cpu")):
+        if isinstance(model, str) and model in FAMILIES:
+            return FAMILIES[model](n_features, n_components, hidden).to(getattr(torch, dtype))
+        if isinstance(model, torch.nn.Module) or not callable(model):
+            expected = f"one of {', '.join(FAMILIES)}, or a function (n_features, n_components) that makes a VAE"
+            given = shown(model) if isinstance(model, str) else type(model).__name__
+            raise UsageError(f"model={given} given, expected {expected}")
+        made: Any = model(n_features, n_components)
     require_instance(f"model({n_features}, {n_components})", made, VAE, "a new VAE")
     if (made.data_shape, made.latent_shape) != ((n_features,), (n_components,)):
         raise UsageError(
             f"model({n_features}, {n_components}) made a VAE of data {made.data_shape} and latents "
             f"{made.latent_shape}, expected ({n_features},) and ({n_components},); use both arguments"
         )
-    return made.to(dtype_of_weights)
+    return made.to(getattr(torch, dtype))
 
 
 def _on(model: VAE, device: Any) -> VAE:
@@ -332,7 +356,7 @@ def _on(model: VAE, device: Any) -> VAE:
 def _plain(value: Any) -> Any:
     """Numbers and arrays of numpy, as grids of parameters hold them, as Python's own."""
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return type(value)(_plain(each) for each in value)
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
