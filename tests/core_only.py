@@ -74,7 +74,8 @@ def main() -> None:
     from vaentropy.studies import verify
 
     assert command(["--help"]) == 2
-    for missing in (lambda: load("digits"), lambda: load("x.csv"), verify):
+    estimator = "vaentropy.integrations.sklearn"
+    for missing in (lambda: load("digits"), lambda: load("x.csv"), verify, lambda: importlib.import_module(estimator)):
         try:
             missing()
         except MissingExtraError as error:

@@ -69,6 +69,7 @@ _MODULES = (
     "entropy",
     "errors",
     "expectation",
+    "integrations",
     "loggers",
     "networks",
     "runs",
