@@ -9,10 +9,10 @@ PARALLEL := -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test slow bench coverage lint format clean
+.PHONY: help venv demo test test-gpu slow bench coverage lint format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 venv: $(STAMP) ## create .venv with everything installed, at the versions of constraints.txt
 
@@ -37,6 +37,9 @@ test: $(STAMP) ## run the tests, without the slow ones
 # pytest's exit status 5 says that no test is marked slow, which is no failure.
 slow: $(STAMP) ## run only the tests marked slow
 	$(BIN)/python -m pytest $(PARALLEL) -m slow || test $$? -eq 5
+
+test-gpu: $(STAMP) ## run the tests of a GPU, where there is one
+	VAENTROPY_TEST_GPU=1 $(BIN)/python -m pytest -k "gpu or cuda"
 
 # BENCH="step replicates" runs these two; the figures of docs/performance.md take an hour on a quiet machine.
 bench: $(STAMP) ## run the benchmarks, which print ratios to a peer or a floor

@@ -26,7 +26,8 @@ __all__ = ["Batch", "Missing", "Sums", "check_log_jacobian", "each_batch"]
 
 Missing = Literal["error", "ignore"]
 
-VALUES_PER_BATCH = 2**18
+# What stays in a core's cache; and what keeps a GPU busy: an H200 then takes 1/30 of the time (docs/performance.md).
+VALUES_PER_BATCH, VALUES_ON_GPU = 2**18, 2**24
 FEWEST_ROWS, MOST_ROWS = 64, 16_384
 LATENTS_WITH_COVARIANCE = 256
 # Batches whose sums are merged in one go: most terms are one number, and to merge them takes as long as of many parts.
@@ -36,12 +37,13 @@ MERGED_AT_ONCE = 8
 KEPT_BYTES = 31 * 2**20
 
 
-def _rows_per_batch(data_shape: Sequence[int]) -> int:
+def _rows_per_batch(data_shape: Sequence[int], device: torch.device | None) -> int:
     """As many rows as are worth a forward pass: data of few features would spend their time between the passes."""
-    return min(MOST_ROWS, max(FEWEST_ROWS, VALUES_PER_BATCH // max(1, math.prod(data_shape))))
+    values = VALUES_ON_GPU if device is not None and device.type == "cuda" else VALUES_PER_BATCH
+    return min(MOST_ROWS, max(FEWEST_ROWS, values // max(1, math.prod(data_shape))))
 
 
-def _batches(data: Any, batch_size: int | None) -> Iterator[Any]:
+def _batches(data: Any, batch_size: int | None, device: torch.device | None) -> Iterator[Any]:
     rows = as_rows(data)
     if rows is None:
         if not isinstance(data, Iterable) or isinstance(data, str | bytes):
@@ -50,8 +52,9 @@ def _batches(data: Any, batch_size: int | None) -> Iterator[Any]:
         yield from data
         return
     for shard in [rows] if isinstance(rows, Tensor) else rows:
+        rows_per_batch = batch_size or _rows_per_batch(shard.shape[1:], device)
         # A single number cannot be split; its own check says so.
-        yield from shard.split(batch_size or _rows_per_batch(shard.shape[1:])) if shard.ndim else [shard]
+        yield from shard.split(rows_per_batch) if shard.ndim else [shard]
 
 
 def _check_options(batch_size: int | None, mode: str, missing: str) -> None:
@@ -254,7 +257,7 @@ def each_batch(
     torch.empty(KEPT_BYTES, dtype=torch.uint8, device="cpu")
     seen, data_shape, any_observed, generators = 0, (), False, {}
     with torch.no_grad(), in_mode(model, mode), seeded(seed, device or torch.device("cpu")):
-        for given in _batches(data, batch_size):
+        for given in _batches(data, batch_size, device):
             bound, x = bind(given) if bind else (model, rows_of(given))
             if x.ndim == 0:
                 raise DataError("a single number given as data, expected an array (N, *data_shape)")
