@@ -3,5 +3,6 @@
 from vaentropy.adapters.diffusers import from_diffusers
 from vaentropy.adapters.pythae import from_pythae
 from vaentropy.adapters.pytorch_vae import from_pytorch_vae
+from vaentropy.adapters.sigma_vae import from_sigma_vae
 
-__all__ = ["from_diffusers", "from_pythae", "from_pytorch_vae"]
+__all__ = ["from_diffusers", "from_pythae", "from_pytorch_vae", "from_sigma_vae"]
