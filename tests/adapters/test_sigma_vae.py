@@ -125,6 +125,8 @@ def test_loss_of_means_wants_the_variance():
 def test_without_an_attribute_that_names_the_kind():
     vae, x = SigmaVAE(log_sigma=-1.0).double(), data()
     expected = evaluate(from_sigma_vae(vae), x, expectation=FROZEN).elbo
+    vae.model = vae.decode  # something else by that name
+    assert evaluate(from_sigma_vae(vae), x, expectation=FROZEN).elbo == expected
     del vae.model
     assert evaluate(from_sigma_vae(vae), x, expectation=FROZEN).elbo == expected
 

@@ -38,9 +38,11 @@ class _SigmaVAEModel(NormalPair):
 
 
 def _kind_of(vae: nn.Module) -> str:
-    """How its loss comes by σ; a class without `model` that has a log σ learns it."""
+    """How its loss comes by σ; a class whose `model` says nothing of it learns it."""
     kind = getattr(vae, "model", LEARNED)
-    if not isinstance(kind, str) or kind not in (LEARNED, CONSTANT, OF_BATCH, AVERAGED):
+    if not isinstance(kind, str):
+        return LEARNED
+    if kind not in (LEARNED, CONSTANT, OF_BATCH, AVERAGED):
         known = f"'{LEARNED}', '{CONSTANT}', '{OF_BATCH}' or '{AVERAGED}'"
         raise UnsupportedError(f"{type(vae).__name__} with model={shown(kind)} given, expected {known}")
     return kind
@@ -77,8 +79,8 @@ def from_sigma_vae(model: object, *, variance: float | int | Tensor | None = Non
     The module is neither copied nor changed, and follows its own `.to()`; DistributedDataParallel is unwrapped.
 
     Args:
-        model: `encode(x)` is the pair of mean and log-variance, `decode(z)` the mean of x; without an attribute `model`
-            it counts as "sigma_vae".
+        model: `encode(x)` is the pair of mean and log-variance, `decode(z)` the mean of x; without a text `model` it
+            counts as "sigma_vae".
         variance: σ², in squared units of the data, instead of the model's own: a number, or a tensor that broadcasts to
             data_shape.
 
