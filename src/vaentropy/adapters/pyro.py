@@ -1,6 +1,7 @@
 """Pairs of model and guide of Pyro (https://pyro.ai), as of version 1.9."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -72,8 +73,10 @@ def _require_plain(name: str, site: Site) -> None:
 
 
 def _require_latent(name: str, site: Site) -> None:
-    distribution = site["fn"]
-    if getattr(distribution.support, "is_discrete", False):
+    distribution, discrete = site["fn"], False
+    with suppress(NotImplementedError):  # not every distribution knows its support
+        discrete = distribution.support.is_discrete
+    if discrete:
         raise UnsupportedError(f"site {name!r} is discrete, expected latents with a density")
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
