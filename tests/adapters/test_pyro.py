@@ -157,6 +157,28 @@ def test_after_training_by_pyro():
     assert evaluate(from_pyro(vae.model, vae.guide), x).elbo > before.elbo + 1
 
 
+def test_a_prior_that_depends_on_the_row(monkeypatch):
+    class Conditional(VAE):
+        def model(self, x):
+            with self.plate(x):
+                # context: the number of the row
+                mean = torch.arange(len(x), dtype=x.dtype)[:, None].expand(-1, LATENT_DIM)
+                z = pyro.sample("z", dist.Normal(mean, 1.0).to_event(1))
+                pyro.sample("x", self.observed(z), obs=x)
+
+    vae, x = Conditional(), data()
+    model = from_pyro(vae.model, vae.guide)
+    e = evaluate(model, x, expectation=FROZEN)
+    noise = FROZEN.nodes(N, (LATENT_DIM,), generator=torch.Generator(), dtype=x.dtype).noise[0]
+    assert e.elbo == pytest.approx(-loss_at(noise, TraceMeanField_ELBO(), vae, x, monkeypatch) / N, rel=1e-12)
+    assert model.prior().batch_shape == (N,)
+    # where all rows share it, it is one
+    plain = VAE()
+    model = from_pyro(plain.model, plain.guide)
+    model.posterior(x)
+    assert tuple(model.prior().mean.shape) == (LATENT_DIM,)
+
+
 def test_modules_and_functions():
     vae, x = VAE(), data()
     expected = evaluate(from_pyro(vae.model, vae.guide), x, expectation=FROZEN).elbo
@@ -204,7 +226,7 @@ def test_asked_for_other_latents_than_there_were_rows():
         model.likelihood(torch.zeros(3, LATENT_DIM, dtype=torch.float64))
     model.posterior(x)
     z = torch.randn(25, LATENT_DIM, dtype=torch.float64)
-    assert torch.equal(model.likelihood(z).mean, vae.decoder(z)) and model.prior().event_shape == (LATENT_DIM,)
+    assert torch.equal(model.likelihood(z).mean, vae.decoder(z)) and model.prior().mean.shape == (LATENT_DIM,)
 
 
 class Variant(VAE):

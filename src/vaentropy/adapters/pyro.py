@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent, Normal
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_instance
@@ -95,6 +95,20 @@ def _require_one_scale(sites: Sequence[Site]) -> None:
         )
 
 
+def _of_all_rows(prior: Distribution) -> Distribution:
+    """A normal prior without its axis of rows, where it is the same for all."""
+    base = prior
+    while isinstance(base, Independent):
+        base = base.base_dist
+    if not isinstance(base, Normal) or not prior.batch_shape or not all(map(_rows_equal, (base.loc, base.scale))):
+        return prior
+    return Normal(base.loc[0], base.scale[0], validate_args=False)
+
+
+def _rows_equal(parameter: Tensor) -> bool:
+    return bool((parameter == parameter[:1]).all())
+
+
 class _PyroModel(nn.Module):
     def __init__(
         self,
@@ -175,7 +189,7 @@ class _PyroModel(nn.Module):
             )
 
     def prior(self) -> Distribution:
-        return self._of_model(None)[self.latent]["fn"]
+        return _of_all_rows(self._of_model(None)[self.latent]["fn"])
 
     def likelihood(self, z: Tensor) -> Distribution:
         return self._of_model(z)[self.observed]["fn"]
