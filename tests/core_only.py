@@ -22,6 +22,8 @@ EXTRAS = (
     "polars",
     "pythae",
     "diffusers",
+    "pyro",
+    "scvi",
     "jaxtyping",
     "beartype",
 )

@@ -1,6 +1,8 @@
 """The README's Python runs, in its order, and its commands exist."""
 
+import importlib.util
 import re
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +27,47 @@ def blocks(text):
 
 
 BLOCKS = blocks(README)
+# Of one block; large, and not always there.
+SOMETIMES = ("scvi", "pyro")
+
+
+class Pair(torch.nn.Module):
+    """Stands for VanillaVAE and for a sigma-vae."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decode = torch.nn.Linear(64, 4), torch.nn.Linear(2, 64)
+        self.log_sigma = torch.nn.Parameter(torch.zeros(()))
+
+    def encode(self, x):
+        return self.encoder(x).chunk(2, 1)
+
+    def model(self, x):
+        import pyro
+        from pyro.distributions import Normal
+
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", Normal(self.decode(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        import pyro
+        from pyro.distributions import Normal
+
+        mean, log_variance = self.encode(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", Normal(mean, torch.exp(0.5 * log_variance)).to_event(1))
+
+
+def scvi_model():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from anndata import AnnData
+        from scvi.model import SCVI
+    adata = AnnData(torch.arange(1.0, 61.0).reshape(20, 3).numpy())
+    adata.obs_names = [str(cell) for cell in range(20)]
+    SCVI.setup_anndata(adata)
+    return SCVI(adata, n_hidden=4, n_latent=2)
 
 
 @pytest.fixture
@@ -34,7 +77,12 @@ def names():
     from pythae.models import VAE, VAEConfig
 
     generator = torch.Generator().manual_seed(0)
+    pair, there = Pair(), all(map(importlib.util.find_spec, SOMETIMES))
     return {
+        "vanilla_vae": pair,
+        "sigma_vae": Pair(),
+        "vae": pair,
+        "scvi_model": scvi_model() if there else None,
         "x_train": torch.rand(50, 64, generator=generator),
         "x_held_out": torch.rand(20, 64, generator=generator),
         "table": pd.DataFrame({"a": range(20), "b": [0.5, 1.5] * 10, "label": ["x", "y"] * 10}),
@@ -47,8 +95,10 @@ def names():
 def test_the_code_runs(names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vaentropy.studies.experiments.linear_pca.EPOCHS", 50)
-    assert len(BLOCKS) == 14
+    assert len(BLOCKS) == 15
     for block in BLOCKS:
+        if "from_scvi" in block and names["scvi_model"] is None:
+            continue
         exec(compile(block, "README.md", "exec"), names)
     assert names["new"].shape == (16, 64)
     assert names["diagnosis"].findings[0].kind == "fixed_variance" and names["smaller"].latent_shape == (1,)

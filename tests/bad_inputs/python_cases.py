@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import vaentropy as ve
-from vaentropy import loggers
+from vaentropy import adapters, loggers
 
 from .case import Case, calling, numbers, text
 from .run_cases import run
@@ -415,6 +415,45 @@ BOUNDS = [
 ]
 
 
+def pair(**parts: Any) -> Any:
+    """A module with `encode` and `decode`, and whatever else."""
+    networks = torch.nn.Linear(3, 2)
+    networks.encode = networks.decode = networks.forward  # type: ignore[assignment]
+    for name, part in parts.items():
+        setattr(networks, name, part)
+    return networks
+
+
+ADAPTERS = [
+    calling("pytorch-vae-text", lambda: adapters.from_pytorch_vae(OTHER, variance=1.0), "str", "encode"),
+    calling("pytorch-vae-linear", lambda: adapters.from_pytorch_vae(torch.nn.Linear(1, 1)), "Linear", "encode"),
+    calling("pytorch-vae-neither", lambda: adapters.from_pytorch_vae(pair()), "neither variance nor kld_weight"),
+    calling("pytorch-vae-both", lambda: adapters.from_pytorch_vae(pair(), variance=1, kld_weight=1), "both"),
+    calling("pytorch-vae-variance", lambda: adapters.from_pytorch_vae(pair(), variance=OTHER), "variance='other'"),
+    calling("pytorch-vae-weight", lambda: adapters.from_pytorch_vae(pair(), kld_weight=OTHER), "kld_weight='other'"),
+    calling(
+        "pytorch-vae-weight-0", lambda: adapters.from_pytorch_vae(pair(), kld_weight=0), "kld_weight=0", "positive"
+    ),
+    calling(
+        "pytorch-vae-encoder",
+        lambda: ve.evaluate(adapters.from_pytorch_vae(pair(), variance=1.0), X),
+        "encode of Linear returned one Tensor",
+        "no ELBO",
+    ),
+    calling("sigma-vae-none", lambda: adapters.from_sigma_vae(NONE), "NoneType", "log_sigma"),
+    calling("sigma-vae-without-sigma", lambda: adapters.from_sigma_vae(pair()), "log_sigma is None"),
+    calling("sigma-vae-kind", lambda: adapters.from_sigma_vae(pair(model=OTHER)), "model='other'", "'sigma_vae'"),
+    calling("sigma-vae-mse", lambda: adapters.from_sigma_vae(pair(model="mse_vae")), "'mse_vae'", "variance=..."),
+    calling("sigma-vae-variance", lambda: adapters.from_sigma_vae(pair(), variance=-1), "variance=-1", "positive"),
+    calling("scvi-text", lambda: adapters.from_scvi(OTHER), "str", "SCVI"),
+    calling("scvi-module", lambda: adapters.from_scvi(pair()), "Linear", "SCVI"),
+    calling("pyro-model", lambda: adapters.from_pyro(OTHER, abs), "model='other'", "function"),
+    calling("pyro-guide", lambda: adapters.from_pyro(abs, NONE), "guide=None", "function"),
+    calling("pyro-latent", lambda: adapters.from_pyro(abs, abs, latent=NONE), "latent=None", "site"),
+    calling("pyro-observed", lambda: adapters.from_pyro(abs, abs, observed=3), "observed=3", "site"),  # type: ignore[arg-type]
+]
+
+
 def pruning(name: str, latents: Any, *says: str, **options: Any) -> Case:
     """`prune` of a model with two latents."""
     return calling(f"prune-{name}", lambda: ve.prune(model(), latents, **options), *says)
@@ -582,6 +621,7 @@ PYTHON = [
     *REPLICATES,
     *EVALUATIONS,
     *BOUNDS,
+    *ADAPTERS,
     *PRUNING,
     *SELECTIONS,
     *DIAGNOSES,
