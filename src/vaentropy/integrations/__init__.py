@@ -1,0 +1,1 @@
+"""vaentropy inside other libraries: a scikit-learn estimator, a Lightning callback."""
