@@ -22,6 +22,8 @@ EXTRAS = (
     "polars",
     "pythae",
     "diffusers",
+    "lightning",
+    "pytorch_lightning",
     "jaxtyping",
     "beartype",
 )

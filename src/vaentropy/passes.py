@@ -200,7 +200,7 @@ class Pass(ABC):
         require_function("bind", bind)
         if not bind:
             _require_model(model)
-        self.model: Any = model
+        self._model: Any = model
         self._seed, self._bind = seed, bind
         self._missing: Any = missing
         self._log_jacobian = check_log_jacobian(log_jacobian)
@@ -221,7 +221,7 @@ class Pass(ABC):
     def running(self) -> Iterator[None]:
         """Inside, batches are taken; several times one after the other are the same as once."""
         # Outside of inference mode, if the caller is in it: what is kept for later, such as nodes, is used in training.
-        with torch.inference_mode(False), torch.no_grad(), in_mode(self.model, self.mode), self._draws.in_use():
+        with torch.inference_mode(False), torch.no_grad(), in_mode(self._model, self.mode), self._draws.in_use():
             yield
 
     def take(self, given: Any) -> int:
@@ -231,8 +231,9 @@ class Pass(ABC):
             DataError: it cannot be told which part of it is the data, or these are not finite numbers.
             UsageError: there are fewer weights than data points.
         """
-        bound, x = self._bind(given) if self._bind else (self.model, rows_of(given))
-        return self.count(bound, x)
+        if self._bind is None:
+            return self.count(self._model, rows_of(given))
+        return self.count(*bound_pair(self._bind(given)))
 
     def count(self, bound: LatentVariableModel, x: Tensor, *, padding: int = 0) -> int:
         """Count a batch, of which the model and the data are known; return its number of rows.
@@ -258,7 +259,7 @@ class Pass(ABC):
         self._any_observed = self._any_observed or _any_observed(observed, weights)
         if x.device not in self._generators:
             self._generators[x.device] = torch.Generator(x.device).manual_seed(self._seed)
-        with in_mode(bound, self.mode) if bound is not self.model else nullcontext():
+        with in_mode(bound, self.mode) if bound is not self._model else nullcontext():
             self.measure(Batch(bound, x, observed, jacobian, weights, self._generators[x.device]))
         self.data_shape, self._seen = tuple(x.shape[1:]), self._seen + len(x)
         self.num_points += len(x) - padding
