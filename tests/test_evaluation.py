@@ -531,9 +531,8 @@ def test_bind_brings_context():
 
 def test_what_bind_returns_is_checked():
     toy = Toy(7)
-    for answer, given in ((toy, "Toy"), ((toy, [1.0]), r"\(Toy, list\)"), ((), "tuple")):
-        with pytest.raises(UsageError, match=f"bind returned {given}, expected the pair"):
-            # Through a function without annotations, which are checked under the tests.
+    for answer, named in ((toy, "Toy"), ((toy, [1.0]), r"\(Toy, list\)"), ((), "tuple")):
+        with pytest.raises(UsageError, match=f"bind returned {named}, expected the pair"):
             evaluate(toy, toy.data(5), bind=lambda batch, answer=answer: answer)
     with pytest.raises(UsageError, match="a model of type int given"):
         evaluate(toy, toy.data(5), bind=lambda batch: (5, batch))

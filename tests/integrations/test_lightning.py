@@ -147,23 +147,17 @@ def test_the_sanity_check_is_left_out(tmp_path):
 
 def test_the_history_goes_on_with_the_trainers_checkpoint(tmp_path):
     x, held_out = data(40), data(23, seed=1)
-    options = {"folder": tmp_path, "enable_checkpointing": True}
-
-    def checkpoint(folder):
-        kind = import_module(f"{LIGHTNING}.callbacks").ModelCheckpoint
-        return kind(tmp_path / folder, filename="{epoch}", save_top_k=-1)
-
-    whole = EntropyCallback(bind)
-    trainer(LIGHTNING, whole, checkpoint("whole"), **options).fit(module(LIGHTNING), loader(x), loader(held_out))
-    resumed = EntropyCallback(bind)
-    lit = module(LIGHTNING, seed=5)
-    again = trainer(LIGHTNING, resumed, checkpoint("resumed"), **options)
-    again.fit(lit, loader(x), loader(held_out), ckpt_path=tmp_path / "whole" / "epoch=0.ckpt")
-    assert [row["epoch"] for row in resumed.history] == [0, 1]
-    assert resumed.history[0] == whole.history[0]
-    # Nothing but plain values: a checkpoint with it is read without running code.
-    read = torch.load(tmp_path / "whole" / "epoch=1.ckpt", weights_only=True)
-    assert read["callbacks"][whole.state_key] == {"history": whole.history}
+    before, after = EntropyCallback(bind), EntropyCallback(bind)
+    first = trainer(LIGHTNING, before, folder=tmp_path, max_epochs=1)
+    first.fit(module(LIGHTNING), loader(x), loader(held_out))
+    first.save_checkpoint(tmp_path / "first.ckpt")
+    # Nothing but plain values: it is read without running code.
+    read = torch.load(tmp_path / "first.ckpt", weights_only=True)
+    assert read["callbacks"][before.state_key] == {"history": before.history}
+    second = trainer(LIGHTNING, after, folder=tmp_path, max_epochs=2)
+    second.fit(module(LIGHTNING, seed=5), loader(x), loader(held_out), ckpt_path=tmp_path / "first.ckpt")
+    assert [row["epoch"] for row in after.history] == [0, 1] and after.history[1]["step"] == 16
+    assert after.history[0] == before.history[0] and len(before.history) == 1
 
 
 def test_checkpoints_can_be_chosen_by_the_elbo(tmp_path):
@@ -210,16 +204,6 @@ def test_validate_and_test_outside_of_training(tmp_path):
     assert callback.evaluation.gap == pytest.approx(ve.evaluate(model_of(lit), x, batch_size=5).gap, rel=1e-12)
     assert {f"ours/test/{name}" for name in METRICS} == set(logged)
     assert len(callback.history) == 1 and "ours/val/elbo" in callback.history[0]
-
-
-def test_training_goes_on_after_an_evaluation_in_inference_mode():
-    """Weights of nodes are kept between evaluations and training steps."""
-    torch.manual_seed(0)
-    model, x = ve.vae1(4, 2, (4,)), data().float()
-    # A number of samples that no other test has had.
-    with torch.inference_mode():
-        ve.evaluate(model, x, expectation=MonteCarlo(37))
-    assert ve.fit(model, x, epochs=1, expectation=MonteCarlo(37), progress=False).train.num_points == 23
 
 
 def test_missing_values_and_units(tmp_path):
@@ -376,6 +360,7 @@ def test_neither_package_is_one_line(monkeypatch):
         EntropyCallback(bind)
 
 
+@pytest.mark.slow
 def test_the_module_is_imported_without_lightning():
     code = (
         "import sys, vaentropy.integrations.lightning; assert not {'lightning', 'pytorch_lightning'} & set(sys.modules)"
