@@ -52,13 +52,14 @@ def dataloaders_of(trainer: Any, stage: str) -> dict[str, Any]:
         stage: "val" or "test".
     """
     if stage == "test":
-        given = trainer.test_dataloaders
+        loop, given = trainer.test_loop, trainer.test_dataloaders
     else:
-        # Not `trainer.val_dataloaders`: after fit(), that has those of fit() in a validate() of others too.
+        # Not `trainer.val_dataloaders` alone: after fit(), it has those of fit() in a validate() of others too.
         validating = trainer.state.fn == "validate"
         loop = trainer.validate_loop if validating else trainer.fit_loop.epoch_loop.val_loop
-        combined = getattr(loop, "_combined_loader", None)
-        given = trainer.val_dataloaders if combined is None else combined.iterables
+        given = trainer.val_dataloaders
+    if (combined := getattr(loop, "_combined_loader", None)) is not None:
+        given = combined.iterables
     if isinstance(given, Mapping):
         return {str(name): loader for name, loader in given.items()}
     return {str(index): loader for index, loader in enumerate(given if isinstance(given, list | tuple) else [given])}
