@@ -12,7 +12,7 @@ from vaentropy.errors import UsageError, shown
 from vaentropy.model import LatentVariableModel
 from vaentropy.results import Evaluation
 
-__all__ = ["Collapse", "Latents", "Status", "check_collapse", "latents_of", "statuses"]
+__all__ = ["Collapse", "Latents", "Status", "check_collapse", "latents_of", "num_active", "statuses"]
 
 Status = Literal["collapsed", "partly used", "active"]
 Collapse = Literal["relative", "paper"] | float
@@ -131,6 +131,11 @@ def statuses(kl: Float[Tensor, "H"], entropy_drop: Float[Tensor, "H"], collapse:
     else:
         low = high = float(collapse)
     return tuple("collapsed" if each < low else "partly used" if each < high else "active" for each in kl.tolist())
+
+
+def num_active(kl: Tensor) -> int:
+    """How many latents have not collapsed by the "relative" rule of `latents_of`; `kl` of each, nats."""
+    return int((kl >= max(LEAST_KL, COLLAPSED * float(kl.max()))).sum())
 
 
 def check_collapse(collapse: Any) -> None:
