@@ -1,6 +1,7 @@
 """The latents in one table: how much of each is used, and how they lie to each other and to the prior."""
 
 from dataclasses import dataclass
+import math
 from typing import Any, Literal
 
 import torch
@@ -21,8 +22,9 @@ Collapse = Literal["relative", "paper"] | float
 COLLAPSED, PARTLY_USED = 0.01, 0.1
 # Nats of KL below which a latent has collapsed whatever the others have: no one can tell x from it.
 LEAST_KL = 0.01
-# arXiv:2010.14860 counts a latent as inactive whose encoder entropy is within so many nats of its prior entropy.
-PAPER = 1.0
+# arXiv:2010.14860 counts a latent as active with less than 1 nat of encoder entropy, where the prior N(0, 1) has 1.42: in
+# nats below the prior entropy, which holds for a learned prior as well.
+PAPER = 0.5 * math.log(2 * math.pi * math.e) - 1.0
 # Latents that a table shows.
 SHOWN = 20
 
@@ -160,8 +162,8 @@ def latents_of(
         model: that was evaluated.
         evaluation: of the training data.
         collapse: "relative", a latent has collapsed with less than 1 % of the largest KL or 0.01 nats, and is partly
-            used with less than 10 %; "paper", with an encoder entropy within 1 nat of its prior entropy; a number, with
-            a KL below so many nats.
+            used with less than 10 %; "paper", with an encoder entropy of 1 nat or more where the prior is N(0, 1),
+            that is less than 0.42 nats below its prior entropy; a number, with a KL below so many nats.
 
     Returns:
         None where posterior or prior are not normal with independent elements, or each point has a prior of its own.
