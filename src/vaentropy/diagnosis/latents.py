@@ -1,7 +1,7 @@
 """The latents in one table: how much of each is used, and how they lie to each other and to the prior."""
 
-from dataclasses import dataclass
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,8 +22,8 @@ Collapse = Literal["relative", "paper"] | float
 COLLAPSED, PARTLY_USED = 0.01, 0.1
 # Nats of KL below which a latent has collapsed whatever the others have: no one can tell x from it.
 LEAST_KL = 0.01
-# arXiv:2010.14860 counts a latent as active with less than 1 nat of encoder entropy, where the prior N(0, 1) has 1.42: in
-# nats below the prior entropy, which holds for a learned prior as well.
+# arXiv:2010.14860 counts a latent as active with less than 1 nat of encoder entropy, where the prior N(0, 1) has 1.42:
+# here in nats below the prior entropy, which serves a learned prior as well.
 PAPER = 0.5 * math.log(2 * math.pi * math.e) - 1.0
 # Latents that a table shows.
 SHOWN = 20

@@ -78,8 +78,8 @@ def fit_replicates(
     many go together as there is memory for.
 
     A model that diverges goes back to the end of its last good epoch and stays there, as its `History.stopped` says
-    (with `train` None where even these weights have no finite ELBO); the others go on. There are no checkpoints, rollbacks, `patience` or `plateau`: use `fit` for these, as for
-    `compile` and `precision`.
+    (where even these weights have no finite ELBO, `train` is None); the others go on. There are no checkpoints,
+    rollbacks, `patience` or `plateau`: use `fit` for these, as for `compile` and `precision`.
 
     Args:
         models: of the same layers, device and dtype; without dropout or other randomness of their own.
