@@ -108,9 +108,8 @@ def reproduce(
     for name, reason in done.failed.items():
         click.echo(f"vaentropy: {name} failed: {printable(reason)}", err=True)
     if not done.records:
-        raise VaentropyError(
-            "the study could not be run" if len(done.failed) == 1 else f"none of {len(done.failed)} studies could be run"
-        )
+        failed = len(done.failed)
+        raise VaentropyError("the study failed" if failed == 1 else f"none of {failed} studies could be run")
     if as_json:
         studies = {name: vars(record) for name, record in done.records.items()}
         click.echo(to_json({"out": str(done.folder), "kept": done.kept, "failed": done.failed, "studies": studies}))
