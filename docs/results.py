@@ -25,8 +25,8 @@ BESIDE = {
     "20.57 and 20.62 with one. With the published settings we end 0.8 nats below with 100 samples and 0.6 "
     "above with one; initial weights, order of the data and the part held out are others. Our own way of "
     "training ends higher than all of these.",
-    "estimate-noise": "Published: a ratio of about 18 between the noise of the ELBO and that of the entropy sum. We find no "
-    "such ratio of standard deviations. It falls as the model gets better, since its entropies then "
+    "estimate-noise": "Published: a ratio of about 18 between the noise of the ELBO and that of the entropy sum. We "
+    "find no such ratio of standard deviations. It falls as the model gets better, since its entropies then "
     "differ more from point to point; of models trained by the published algorithm the ratio of "
     "*variances* was 14 to 17 in a trial.",
     "streaming": "Published code: right at the end of all three phases; by entropies the choice stays right from batch "
