@@ -258,8 +258,7 @@ class GaussianVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         self, X: Any, expectation: Callable[[], Expectation], sample_weight: Any, *, pointwise: bool = False
     ) -> Evaluation:
         x = self._known_rows(X)
-        # A copy: frames give arrays that cannot be written, of which torch warns.
-        weights = None if sample_weight is None else np.asarray(sample_weight).copy()
+        weights = None if sample_weight is None else np.asarray(sample_weight)
         with _DRAWING:
             return evaluate(
                 self.model_,
