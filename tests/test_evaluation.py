@@ -724,6 +724,12 @@ def test_an_accumulator_refuses_what_evaluate_refuses():
         accumulator.take(toy.data(7))
 
 
+def test_batches_of_different_shapes():
+    model = from_functions(lambda x: (x[:, :1], x[:, :1]), lambda z: z.expand(-1, 4), variance=1.0)
+    with pytest.raises(DataError, match=r"a batch of shape \(2, 3\) given after data of shape \(4,\), expected one shape"):
+        evaluate(model, [torch.ones(5, 4), torch.ones(2, 3)])
+
+
 def test_copies_that_fill_a_batch_up_count_for_nothing():
     model = Toy(4)
     x, expectation = model.data(10), Frozen()

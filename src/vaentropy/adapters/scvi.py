@@ -141,6 +141,8 @@ class _ScviModel(nn.Module):
 
 def _module_of(model: object) -> nn.Module:
     """The networks of a model that is known."""
+    if isinstance(model, type):
+        raise ModelError(f"the class {model.__name__} given, expected {EXPECTED} made with adata, or trained")
     name = type(model).__name__
     nearest = next((cls.__name__ for cls in type(model).__mro__ if is_of(cls, "scvi")), None)
     if nearest is None or isinstance(model, nn.Module):
