@@ -726,7 +726,9 @@ def test_an_accumulator_refuses_what_evaluate_refuses():
 
 def test_batches_of_different_shapes():
     model = from_functions(lambda x: (x[:, :1], x[:, :1]), lambda z: z.expand(-1, 4), variance=1.0)
-    with pytest.raises(DataError, match=r"a batch of shape \(2, 3\) given after data of shape \(4,\), expected one shape"):
+    with pytest.raises(
+        DataError, match=r"a batch of shape \(2, 3\) given after data of shape \(4,\), expected one shape"
+    ):
         evaluate(model, [torch.ones(5, 4), torch.ones(2, 3)])
 
 

@@ -127,7 +127,7 @@ def evaluate(
         Evaluation, nats per data point.
 
     Raises:
-        DataError: no data, or data that are not finite numbers, or none of whose values is observed.
+        DataError: no data, or data that are not finite numbers or of several shapes, or no value is observed.
         ModelError: the model returned something else than the interface asks for.
         UnsupportedError: values are missing and the likelihood does not factorise over the features.
         UsageError: an argument has a wrong value, or the expectation does not fit the posterior.

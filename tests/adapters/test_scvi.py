@@ -276,7 +276,9 @@ def test_what_is_no_model_of_scvi_tools():
             ModelError, match=rf"^{name} given, expected SCVI or LinearSCVI of scvi\.model, not its module"
         ):
             from_scvi(wrong)
-    with pytest.raises(ModelError, match=r"^the class SCVI given, expected SCVI or LinearSCVI of scvi\.model made with"):
+    with pytest.raises(
+        ModelError, match=r"^the class SCVI given, expected SCVI or LinearSCVI of scvi\.model made with"
+    ):
         from_scvi(SCVI)
     for options, says in [
         ({"adata": 3}, "adata=3 given, expected AnnData"),
