@@ -728,9 +728,7 @@ def test_an_accumulator_refuses_what_evaluate_refuses():
 def test_a_prior_without_density_at_the_draws():
     prior = Independent(LogNormal(torch.zeros(2), 1.0, validate_args=True), 1)
     model = from_functions(lambda x: (x - 1, x), lambda z: z, variance=1.0, prior=prior)
-    with pytest.raises(
-        ModelError, match=r"^prior\(\) has no density at a draw of the posterior, .* both the same"
-    ):
+    with pytest.raises(ModelError, match=r"^prior\(\) has no density at a draw of the posterior, .* both the same"):
         evaluate(model, torch.rand(8, 2))
 
 
