@@ -9,6 +9,7 @@ from vaentropy._typing import Tensor
 from vaentropy.checks import require_instance
 from vaentropy.data.given import Data
 from vaentropy.decomposition import decompose
+from vaentropy.errors import DataError
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import Mode
@@ -50,7 +51,14 @@ class Accumulator(Pass):
         self._latent_shape: tuple[int, ...] = ()
 
     def measure(self, batch: Batch) -> None:
-        """Add the terms of a batch."""
+        """Add the terms of a batch.
+
+        Raises:
+            DataError: its data are of another shape than those before.
+        """
+        if self.num_points and tuple(batch.x.shape[1:]) != self.data_shape:
+            given = f"a batch of shape {tuple(batch.x.shape)} given after data of shape {self.data_shape}"
+            raise DataError(f"{given}, expected one shape; evaluate each shape on its own")
         decomposition = decompose(batch.model, batch.x, self.expectation, batch.generator, batch.observed)
         self._sums.add(decomposition.terms, batch, decomposition.scaled)
         self._sampled.update(decomposition.sampled)
@@ -119,7 +127,7 @@ def evaluate(
         Evaluation, nats per data point.
 
     Raises:
-        DataError: no data, or data that are not finite numbers, or none of whose values is observed.
+        DataError: no data, or data that are not finite numbers or of several shapes, or no value is observed.
         ModelError: the model returned something else than the interface asks for.
         UnsupportedError: values are missing and the likelihood does not factorise over the features.
         UsageError: an argument has a wrong value, or the expectation does not fit the posterior.

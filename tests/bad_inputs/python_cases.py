@@ -7,6 +7,7 @@ import torch
 
 import vaentropy as ve
 from vaentropy import adapters, loggers
+from vaentropy.evaluation import Accumulator
 
 from .case import Case, calling, numbers, text
 from .run_cases import run
@@ -209,6 +210,21 @@ FITS = [
 EVALUATIONS = [
     calling("evaluate-model", lambda: ve.evaluate(OTHER, X), "str", "from_functions"),
     calling("evaluate-model-none", lambda: ve.evaluate(NONE, X), "NoneType", "from_functions"),
+    calling(
+        "evaluate-log-variance",
+        lambda: ve.evaluate(ve.from_functions(lambda x: (x[:, :2], x), lambda z: z, variance=1.0), X),
+        "log-variance of shape (20, 3)",
+        "(20, 2)",
+        "broadcasts",
+    ),
+    calling(
+        "evaluate-shapes",
+        lambda: ve.evaluate(ve.from_functions(lambda x: (x, x), lambda z: z, variance=1.0), [X, X[:, :2]]),
+        "shape (20, 2)",
+        "after data of shape (3,)",
+        "one shape",
+    ),
+    calling("accumulator-waiting", lambda: Accumulator(model()).take(X), "not running", "accumulator.running()"),
     evaluating("data-none", "NoneType", data=None),
     evaluating("data-number", "int", data=5),
     evaluating("data-text", "str", data="abc"),
