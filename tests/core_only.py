@@ -24,6 +24,8 @@ EXTRAS = (
     "diffusers",
     "pyro",
     "scvi",
+    "lightning",
+    "pytorch_lightning",
     "jaxtyping",
     "beartype",
 )

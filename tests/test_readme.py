@@ -87,14 +87,20 @@ def names():
     }
 
 
+# Lightning's own: of its use of torch, and advice for larger data and more cores.
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval")
 def test_the_code_runs(names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vaentropy.studies.experiments.linear_pca.EPOCHS", 50)
-    assert len(BLOCKS) == 15
+    assert len(BLOCKS) == 16
     left_out = [] if names["scvi_model"] else ["from_scvi"]
     assert [printed for printed, _ in run(ROOT / "README.md", names, left_out=left_out)]
     assert names["new"].shape == (16, 64)
     assert names["diagnosis"].findings[0].kind == "fixed_variance" and names["smaller"].latent_shape == (1,)
+    assert [row["step"] for row in names["callback"].history] == [2, 4]
+    assert names["callback"].evaluation.num_points == 20
     assert names["selection"].supported == 2 and len(names["histories"]) == 8
     assert names["history"].train.num_points == 16 and names["x_hat"].shape == (4, 2)
     assert (tmp_path / "reproduced" / "mine" / "index.html").is_file()

@@ -222,6 +222,8 @@ EVALUATIONS = [
     evaluating("batch-size", "batch_size='other'", batch_size="other"),
     evaluating("mode", "mode='other'", mode="other"),
     evaluating("bind", "bind='other'", bind="other"),
+    evaluating("bind-returns-x", "bind returned Tensor", "(model, x)", bind=lambda x: x),
+    evaluating("bind-returns-labels", "bind returned (VAE, list)", "(model, x)", bind=lambda x: (model(), [x])),
     evaluating("on-batch", "on_batch='other'", on_batch="other"),
     evaluating("weights-negative", "sample_weight", "at least 0", sample_weight=-torch.ones(20)),
     evaluating("weights-nan", "sample_weight", sample_weight=torch.full((20,), torch.nan)),
@@ -567,6 +569,27 @@ LOGGERS = [
     calling("continue-log", lambda: ve.runs.continue_run("run", log=["wand"]), "'wandb'", make=run),
 ]
 
+
+def callback(**options: Any) -> Any:
+    """A Lightning callback of a bind that is never called, unless there is another one."""
+    from vaentropy.integrations.lightning import EntropyCallback
+
+    return EntropyCallback(**{"bind": lambda module, batch: (module, batch), **options})
+
+
+LIGHTNING = [
+    calling("lightning-bind", lambda: callback(bind=OTHER), "bind='other'", "returns (model, x)"),
+    calling("lightning-bind-none", lambda: callback(bind=NONE), "bind=None"),
+    calling("lightning-expectation", lambda: callback(expectation=8), "expectation=8", "MonteCarlo"),
+    calling("lightning-dataloaders-text", lambda: callback(dataloaders="val"), "dataloaders='val'", "in a list"),
+    calling("lightning-dataloaders-empty", lambda: callback(dataloaders=[]), "dataloaders=[]", "None for all"),
+    calling("lightning-dataloaders-bool", lambda: callback(dataloaders=[True]), "dataloaders=[True]"),
+    calling("lightning-prefix", lambda: callback(prefix=NONE), "prefix=None"),
+    calling("lightning-missing", lambda: callback(missing=OTHER), "missing='other'"),
+    calling("lightning-mode", lambda: callback(mode=NONE), "mode=None", "'eval' or 'train'"),
+    calling("lightning-log-jacobian", lambda: callback(log_jacobian=OTHER), "log_jacobian"),
+]
+
 RUN_FUNCTIONS = [
     calling("load-none", lambda: ve.load(NONE), "run=None"),
     calling("load-number", lambda: ve.load(5), "run=5"),  # type: ignore[arg-type]
@@ -627,5 +650,6 @@ PYTHON = [
     *DIAGNOSES,
     *LOADS,
     *LOGGERS,
+    *LIGHTNING,
     *RUN_FUNCTIONS,
 ]
