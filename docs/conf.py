@@ -29,7 +29,7 @@ napoleon_use_ivar = True
 # Shapes in annotations are no markup.
 napoleon_attr_annotations = False
 
-# Furo takes the fonts of the reader's system, and no page has formulas that a script would have to draw: nothing is loaded
+# Furo takes the fonts of the reader's system, and no formula on a page has to be drawn by a script: nothing is loaded
 # from elsewhere.
 html_theme = "furo"
 html_title = f"vaentropy {version}"

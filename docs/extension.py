@@ -1,12 +1,12 @@
-"""What the guide asks of Sphinx beside its own extensions: the API from what is public, the command line from its help."""
+"""What the guide asks of Sphinx: the API from what is public, the command line from its help."""
 
 import inspect
-import pkgutil
 import re
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import click
 from docutils import nodes
@@ -20,6 +20,7 @@ from vaentropy.cli.group import vaentropy as group
 
 __all__ = ["public_names", "setup"]
 
+API = Path(__file__).parent / "api"
 # The command's help, as wide as a block of the page.
 HELP_WIDTH = 88
 CODE = re.compile(r"`([^`\n]+)`(?=(\w?))")
@@ -49,7 +50,7 @@ class Api(SphinxDirective):
     """The public names of a module, each from its docstring; `:except:` leaves out those that are for our own use."""
 
     required_arguments = 1
-    option_spec = {"except": directives.unchanged}
+    option_spec: ClassVar = {"except": directives.unchanged}
 
     def run(self) -> list[nodes.Node]:
         module = self.arguments[0]
@@ -94,13 +95,10 @@ def _block(text: str) -> list[str]:
 
 @cache
 def _homes() -> dict[str, str]:
-    """Where the names that docstrings mention are explained."""
-    pages = ["vaentropy", *(f"vaentropy.{m.name}" for m in pkgutil.iter_modules(vaentropy.__path__) if m.name[0] != "_")]
-    return {name: f"{page}.{name}" for page in reversed(pages) for name in _names_of(page)}
-
-
-def _names_of(module: str) -> list[str]:
-    return [] if module.endswith(".cli") else public_names(module)
+    """Where the names that docstrings mention are explained: `evaluate` as `vaentropy.evaluate`."""
+    pages = [page.stem for page in API.glob("*.md") if page.stem != "index"]
+    modules = [page if page == "vaentropy" else f"vaentropy.{page}" for page in sorted(pages)]
+    return {name: f"{module}.{name}" for module in modules for name in public_names(module)}
 
 
 def _escaped(line: str) -> str:
