@@ -1,9 +1,14 @@
-"""Pages of the documentation: their Python, and what it prints."""
+"""Pages of the documentation: their Python, and what it prints.
+
+    OMP_NUM_THREADS=1 python tests/pages.py docs/questions/*.md    # puts what is printed into the pages, anew
+"""
 
 import contextlib
 import io
 import math
 import re
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -44,3 +49,20 @@ def same(printed: str, expected: str) -> bool:
     numbers = [[float(n.replace(",", "")) for n in NUMBER.findall(text)] for text in (printed, expected)]
     near = (math.isclose(a, b, rel_tol=RELATIVE, abs_tol=ABSOLUTE) for a, b in zip(*numbers, strict=False))
     return words[0] == words[1] and len(numbers[0]) == len(numbers[1]) and all(near)
+
+
+def renew(page: Path) -> None:
+    """Write what the blocks of a page print to where it stands there."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        printed = [text for text, _ in run(page, {})]
+
+    def block(match: re.Match) -> str:
+        text = printed.pop(0)
+        return match[0] if match["output"] is None else f"```python\n{match['code']}```\n\n```text\n{text}```\n"
+
+    page.write_text(STEP.sub(block, page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        renew(Path(name).resolve())
