@@ -133,10 +133,17 @@ def _convert(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: l
     lines[:] = [*first, *_converted(lines)]
 
 
+def _leave_out(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    # scikit-learn gives methods of its own to a class that derives from its.
+    foreign = inspect.isroutine(obj) and not str(getattr(obj, "__module__", "")).startswith("vaentropy")
+    return True if foreign else None
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.add_directive("api", Api)
     app.add_directive("help", Help)
     # Before napoleon, which has 500.
     app.connect("autodoc-process-docstring", _convert, priority=400)
+    app.connect("autodoc-skip-member", _leave_out)
     return {"parallel_read_safe": True}

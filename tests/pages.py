@@ -1,6 +1,6 @@
 """Pages of the documentation: their Python, and what it prints.
 
-    OMP_NUM_THREADS=1 python tests/pages.py docs/questions/*.md    # puts what is printed into the pages, anew
+OMP_NUM_THREADS=1 python tests/pages.py docs/questions/*.md    # puts what is printed into the pages, anew
 """
 
 import contextlib
