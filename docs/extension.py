@@ -135,7 +135,7 @@ def _convert(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: l
 
 def _leave_out(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
     # scikit-learn gives methods of its own to a class that derives from its.
-    foreign = inspect.isroutine(obj) and not str(getattr(obj, "__module__", "")).startswith("vaentropy")
+    foreign = inspect.isfunction(obj) and not str(getattr(obj, "__module__", "")).startswith("vaentropy")
     return True if foreign else None
 
 
