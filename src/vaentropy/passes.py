@@ -12,6 +12,7 @@ import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_count, require_function
+from vaentropy.conditions import bound_to, packed, require_conditions, side_by_side
 from vaentropy.data.given import Data, as_rows
 from vaentropy.decomposition import FEATURE_TERMS, PointTerm, ScaledTerm
 from vaentropy.errors import DataError, UsageError, shown
@@ -19,7 +20,7 @@ from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import Mode, in_mode
 from vaentropy.moments import DataMoments, Moment, merge
 from vaentropy.results import concatenate
-from vaentropy.rows import REMEDY, fill_missing, require_finite, rows_of
+from vaentropy.rows import REMEDY, fill_missing, require_finite
 from vaentropy.seeding import seeded
 
 __all__ = ["Batch", "Missing", "Sums", "check_log_jacobian", "each_batch"]
@@ -153,6 +154,7 @@ class Batch:
         log_jacobian: (B,), Σ over the (observed) features of log |dy/dx|.
         weights: (B,) of the data points; None means 1.
         generator: of all noise of the pass, on the device of `x`: a batch continues where the one before ended.
+        condition: (B, k) that the model is given; None without one.
     """
 
     model: LatentVariableModel
@@ -161,6 +163,13 @@ class Batch:
     log_jacobian: Tensor
     weights: Tensor | None
     generator: torch.Generator
+    condition: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """x, NaN where a value is missing, with its condition if there is one: what the batch was made of."""
+        x = self.x if self.observed is None else self.x.masked_fill(~self.observed, math.nan)
+        return x if self.condition is None else side_by_side(x, self.condition)
 
 
 def _with_latents(
@@ -247,6 +256,8 @@ def each_batch(
         expected = "one with posterior, prior and likelihood; make it by from_functions"
         raise UsageError(f"a model of type {type(model).__name__} given, expected {expected}")
     require_function("bind", bind)
+    if not bind:
+        require_conditions(model, data, "data")
     require_function("on_batch", on_batch)
     log_jacobian = check_log_jacobian(log_jacobian)
     weights = _check_weights(sample_weight)
@@ -255,11 +266,12 @@ def each_batch(
     seen, data_shape, any_observed, generators = 0, (), False, {}
     with torch.no_grad(), in_mode(model, mode), seeded(seed, device or torch.device("cpu")):
         for given in _batches(data, batch_size):
-            bound, x = bind(given) if bind else (model, rows_of(given))
+            bound, x = bind(given) if bind else (model, packed(model, given))
             if x.ndim == 0:
                 raise DataError("a single number given as data, expected an array (N, *data_shape)")
             if len(x) == 0:
                 continue
+            bound, x, condition = (bound, x, None) if bind else bound_to(bound, x)
             _require_shape(bound, x)
             x = x.detach().to(device=device, dtype=dtype if x.is_floating_point() else None)
             x, observed = _without_missing(x, missing, seen)
@@ -271,7 +283,7 @@ def each_batch(
             if x.device not in generators:
                 generators[x.device] = torch.Generator(x.device).manual_seed(seed)
             with in_mode(bound, mode) if bind else nullcontext():
-                measure(Batch(bound, x, observed, jacobian, batch_weights, generators[x.device]))
+                measure(Batch(bound, x, observed, jacobian, batch_weights, generators[x.device], condition))
             data_shape, seen = tuple(x.shape[1:]), seen + len(x)
             if on_batch:
                 on_batch(len(x))
