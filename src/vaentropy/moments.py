@@ -215,6 +215,21 @@ class DataMoments:
         centred = x - mean
         return cls(mean, centred.T @ (centred * share.unsqueeze(-1)), total)
 
+    def given_last(self, width: int) -> tuple["DataMoments", int]:
+        """The moments of what a linear regression on the last features leaves of the others, and its rank.
+
+        Args:
+            width: how many features to regress on; without any the moments are returned as they are.
+        """
+        if not width:
+            return self, 0
+        of_x, between = self.covariance[:-width, :-width], self.covariance[:-width, -width:]
+        # One-hot labels sum to 1: one direction of them does not vary.
+        predictors = self.covariance[-width:, -width:]
+        explained = between @ torch.linalg.pinv(predictors, hermitian=True) @ between.T
+        rank = int(torch.linalg.matrix_rank(predictors, hermitian=True))
+        return DataMoments(torch.zeros_like(self.mean[:-width]), of_x - explained, self.num_points), rank
+
     def merge(self, other: "DataMoments") -> "DataMoments":
         """The moments of both parts of the data together (Chan's formula)."""
         total = self.num_points + other.num_points

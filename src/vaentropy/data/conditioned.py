@@ -57,6 +57,10 @@ class ConditionedRows(Rows):
         self.rows = rows
         self._features_shape, self.condition_width = features_shape, rows.shape[1] - math.prod(features_shape)
 
+    def like(self, rows: Tensor) -> "ConditionedRows":
+        """Others of the same kind."""
+        return ConditionedRows(rows, self.features_shape, self.name, self.columns)
+
 
 def given(x: Any, condition: Any) -> Source:
     """Data x with a condition c for each point, for a conditional model: whatever takes data takes these.
