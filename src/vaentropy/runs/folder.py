@@ -21,6 +21,7 @@ from typing import Any
 
 from vaentropy.checks import require_counts, require_path
 from vaentropy.config import RunConfig
+from vaentropy.data.coding import Coding
 from vaentropy.data.formats.reading import one_line
 from vaentropy.data.scaling import Scaling
 from vaentropy.errors import DataError, MissingExtraError, UsageError, shown
@@ -309,6 +310,18 @@ class RunFolder:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise self._no_manifest(f"columns are {shown(names)}")
         return tuple(names)
+
+    def coding(self) -> Coding | None:
+        """How columns became the condition that the run's model is given; None where it is given none.
+
+        Raises:
+            DataError: the manifest is damaged.
+        """
+        stored = self.manifest()["data"].get("condition")
+        try:
+            return None if stored is None else Coding.from_dict(stored)
+        except ValueError as error:
+            raise self._no_manifest(str(error)) from error
 
     def scaling(self) -> Scaling:
         """Scaling of the run's data; the trivial one where there is no file of it.
