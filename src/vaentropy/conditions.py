@@ -7,7 +7,6 @@ shuffles and stores rows need not know of it; `split_rows` takes them apart wher
 import math
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import nn
 from torch.distributions import Distribution
 
@@ -110,7 +109,9 @@ def require_condition(model: ConditionalModel, condition: object) -> None:
             "model.given(condition) for the model of a batch"
         )
     if condition is not None and not model.condition_width:
-        raise UsageError("a condition given for a model that takes none; leave it out, or make it VAE(..., condition=k)")
+        raise UsageError(
+            "a condition given for a model that takes none; leave it out, or make it VAE(..., condition=k)"
+        )
 
 
 def checked_condition(model: ConditionalModel, condition: Any, num_rows: int | None = None) -> Tensor:
@@ -197,7 +198,9 @@ def require_conditions(model: object, data: object, name: str) -> None:
         how = "leave it out, or make the model conditional: VAE(..., condition=k)"
         raise UsageError(f"{name} with a condition given for a model that takes none; {how}")
     if data.condition_width != width:
-        raise DataError(f"{name} with a condition of width {data.condition_width} given, expected {width}, as in training")
+        raise DataError(
+            f"{name} with a condition of width {data.condition_width} given, expected {width}, as in training"
+        )
     assert isinstance(model, ConditionalModel)
     if data.features_shape != model.data_shape:
         expected = ", ".join(map(str, model.data_shape))

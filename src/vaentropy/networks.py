@@ -65,9 +65,9 @@ class MLPEncoder(nn.Sequential):
         super().__init__(nn.Flatten(), *_layers([math.prod(shape) + self_in, *hidden], activation))
         self.condition_width = self_in
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, condition: Tensor | None = None) -> Tensor:
         """Features (B, hidden[-1]) of x (B, *data_shape), and of a condition (B, k) for an encoder that takes one."""
-        return super().forward(x if condition is None else torch.cat([x.flatten(1), condition], 1))
+        return super().forward(input if condition is None else torch.cat([input.flatten(1), condition], 1))
 
 
 class MLPDecoder(nn.Sequential):

@@ -11,23 +11,21 @@ from torch.distributions import Distribution
 from torch.nn.utils import parametrize
 
 from vaentropy._typing import Bool, Float, Num, Tensor
-from vaentropy.checks import require_count, require_instance, require_seed
-from vaentropy.conditions import Given, checked_condition, require_condition, split_rows
+from vaentropy.applied import Applied
+from vaentropy.checks import require_count, require_instance
+from vaentropy.conditions import require_condition, split_rows
 from vaentropy.distributions import DiagonalNormal, normal_entropy, normal_kl
-from vaentropy.errors import DataError, UsageError, shown
+from vaentropy.errors import UsageError, shown
 from vaentropy.likelihoods import Gaussian, Head, Likelihood
 from vaentropy.model import placement
 from vaentropy.modes import in_mode
 from vaentropy.networks import as_shape
 from vaentropy.priors import LearnedNormal, Prior, StandardNormal
-from vaentropy.rows import REMEDY, fill_missing, require_finite
-from vaentropy.seeding import seeded
 
 __all__ = ["VAE", "ElboTerms", "LearnedNormal", "Prior", "StandardNormal"]
 
 Columns = Literal["free", "unit", "penalty"]
 COLUMNS = ("free", "unit", "penalty")
-BATCH_SIZE = 1024
 
 
 class ElboTerms(NamedTuple):
@@ -71,7 +69,9 @@ class _UnitColumns(nn.Module):
 def _takes_condition(encoder: nn.Module, width: int) -> bool:
     own = getattr(encoder, "condition_width", 0)
     if own and own != width:
-        raise UsageError(f"condition={width or None} given with an encoder that takes {own}, expected the same for both")
+        raise UsageError(
+            f"condition={width or None} given with an encoder that takes {own}, expected the same for both"
+        )
     return bool(own)
 
 
@@ -89,7 +89,7 @@ def _features_shape(network: nn.Module, examples: Sequence[Tensor], what: str) -
     return tuple(features.shape[1:])
 
 
-class VAE(nn.Module):
+class VAE(Applied):
     """A variational autoencoder with normal posterior N(ν(x), diag τ²(x)).
 
     The networks go from data to features and from features to features. The VAE owns the affine heads for ν and log τ²,
@@ -146,8 +146,8 @@ class VAE(nn.Module):
             raise UsageError(
                 "the decoder has no attribute in_features; pass decoder_features=..., the width of its input"
             )
-        self.data_shape: tuple[int, ...] = shape
-        self.latent_shape: tuple[int, ...] = (latent_dim,)
+        self.data_shape = shape
+        self.latent_shape = (latent_dim,)
         self.columns: Columns = columns
         self.encoder, self.decoder = encoder, decoder
         device, dtype = placement(nn.ModuleList([encoder, decoder]))
@@ -168,7 +168,6 @@ class VAE(nn.Module):
                 self.condition_shift = nn.Linear(self.condition_width, math.prod(shape), bias=False)
             self.condition_layer = nn.Linear(self.condition_width, width, bias=False)
         prior = prior or StandardNormal()
-        self.prior_log_variance: Tensor
         if prior.learned:
             self.prior_log_variance = nn.Parameter(torch.zeros(latent_dim))
         else:
@@ -180,9 +179,7 @@ class VAE(nn.Module):
 
     # The three methods of the model interface.
 
-    def posterior(
-        self, x: Num[Tensor, "B *data"], condition: Float[Tensor, "B k"] | None = None
-    ) -> DiagonalNormal:
+    def posterior(self, x: Num[Tensor, "B *data"], condition: Float[Tensor, "b k"] | None = None) -> DiagonalNormal:
         """q(z|x) for x (B, *data_shape); q(z|x, c) with conditions (B, k)."""
         return DiagonalNormal(*self._encode(x, condition), validate_args=False)
 
@@ -194,18 +191,6 @@ class VAE(nn.Module):
     def likelihood(self, z: Float[Tensor, "B H"], condition: Float[Tensor, "b k"] | None = None) -> Distribution:
         """p(x|z) for z (B, H); p(x|z, c) with conditions (B, k)."""
         return self.head.distribution(self.decoder_features(z, condition))
-
-    def given(self, condition: Num[Tensor, "b k"]) -> Given:
-        """p(x|c) for a batch: a model with the three methods above.
-
-        Args:
-            condition: c (B, k), one for each point of the batch, or (1, k) for all.
-
-        Raises:
-            UsageError: the model takes no condition.
-            DataError: a condition of another width, or not finite.
-        """
-        return Given(self, checked_condition(self, condition))
 
     # The fast path, for training.
 
@@ -356,109 +341,3 @@ class VAE(nn.Module):
         self.latent_mean.bias.div_(scale)
         self.latent_log_variance.bias.sub_(log_variance)
         self.prior_log_variance.zero_()
-
-    # What a user does with a trained model, in eval mode whichever mode it is in.
-
-    def _parts(self, x: Tensor, shape: tuple[int, ...], batch_size: int) -> Sequence[Tensor]:
-        require_count("batch_size", batch_size)
-        if not isinstance(x, Tensor) or tuple(x.shape[1:]) != shape:
-            given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
-            raise DataError(f"rows of {given} given, expected a Tensor (N, {', '.join(map(str, shape))})")
-        return x.split(batch_size)
-
-    def _to_model(self, x: Tensor) -> Tensor:
-        weight = self.latent_mean.weight
-        return x.to(device=weight.device, dtype=weight.dtype)
-
-    def _conditions(self, condition: Tensor | None, num_rows: int, batch_size: int) -> Sequence[Tensor | None]:
-        """Those of each part; None for a model without."""
-        if condition is None:
-            require_condition(self, None)
-            return [None] * max(1, math.ceil(num_rows / batch_size))
-        condition = checked_condition(self, condition, num_rows)
-        return condition.expand(num_rows, -1).split(batch_size)
-
-    @torch.no_grad()
-    def encode(
-        self,
-        x: Num[Tensor, "N *data"],
-        *,
-        condition: Num[Tensor, "*N k"] | None = None,
-        missing: Literal["error", "ignore"] = "error",
-        batch_size: int = BATCH_SIZE,
-    ) -> Float[Tensor, "N H"]:
-        """Posterior means ν(x), (N, H), of x (N, *data_shape); `posterior(x)` has the variances too.
-
-        Args:
-            x: data as in training, scaled in the same way.
-            condition: of a conditional model, (N, k), or (k,) for all rows.
-            missing: "ignore" takes NaN for a missing value, as in training; "error" refuses it.
-            batch_size: rows per forward pass.
-
-        Raises:
-            DataError: data of another shape, or not finite.
-            UsageError: a condition for a model without one, or none for a conditional one.
-        """
-        parts = self._parts(x, self.data_shape, batch_size)
-        if missing == "ignore":
-            parts = [fill_missing(part)[0] for part in parts]
-        for part in parts:
-            require_finite(part, "the data", remedy=f'{REMEDY}, or take NaN for missing values by missing="ignore"')
-        pairs = zip(parts, self._conditions(condition, len(x), batch_size), strict=True)
-        with in_mode(self, "eval"):
-            return torch.cat([self.posterior(self._to_model(part), c).mean for part, c in pairs])
-
-    @torch.no_grad()
-    def decode(
-        self,
-        z: Float[Tensor, "N H"],
-        *,
-        condition: Num[Tensor, "*N k"] | None = None,
-        batch_size: int = BATCH_SIZE,
-    ) -> Float[Tensor, "N *data"]:
-        """Means of p(x|z), (N, *data_shape), of z (N, H); `condition` is that of `encode`."""
-        parts = self._parts(z, self.latent_shape, batch_size)
-        pairs = zip(parts, self._conditions(condition, len(z), batch_size), strict=True)
-        with in_mode(self, "eval"):
-            return torch.cat([self.likelihood(self._to_model(part), c).mean for part, c in pairs])
-
-    def reconstruct(
-        self,
-        x: Num[Tensor, "N *data"],
-        *,
-        condition: Num[Tensor, "*N k"] | None = None,
-        missing: Literal["error", "ignore"] = "error",
-        batch_size: int = BATCH_SIZE,
-    ) -> Float[Tensor, "N *data"]:
-        """Means of p(x|z) at the posterior means, (N, *data_shape); arguments and errors are those of `encode`."""
-        z = self.encode(x, condition=condition, missing=missing, batch_size=batch_size)
-        return self.decode(z, condition=condition, batch_size=batch_size)
-
-    @torch.no_grad()
-    def sample(
-        self,
-        num_samples: int,
-        *,
-        condition: Num[Tensor, "*N k"] | None = None,
-        noise: bool = False,
-        seed: int = 0,
-        batch_size: int = BATCH_SIZE,
-    ) -> Float[Tensor, "N *data"]:
-        """Draws (num_samples, *data_shape) from the model; equal seeds give equal draws.
-
-        Args:
-            num_samples: how many.
-            condition: of a conditional model, (num_samples, k), or (k,) for all draws.
-            noise: draw x from p(x|z); by default its mean is returned, as is usual for images.
-            seed: of the draws; global generators are left alone.
-            batch_size: rows per forward pass.
-        """
-        require_count("num_samples", num_samples, least=0)
-        require_count("batch_size", batch_size)
-        require_seed(seed)
-        with in_mode(self, "eval"), seeded(seed, self.prior_log_variance.device):
-            z = self.prior().sample(torch.Size([num_samples]))
-            if not noise:
-                return self.decode(z, condition=condition, batch_size=batch_size)
-            pairs = zip(z.split(batch_size), self._conditions(condition, num_samples, batch_size), strict=True)
-            return torch.cat([self.likelihood(part, c).sample() for part, c in pairs])

@@ -98,7 +98,9 @@ class Column:
         text = values.dtype.kind == "U"
         if text and len(kinds) > MOST_CATEGORIES:
             how = "leave it out"
-            raise DataError(f"column {name!r} has {len(kinds)} different texts, expected up to {MOST_CATEGORIES}; {how}")
+            raise DataError(
+                f"column {name!r} has {len(kinds)} different texts, expected up to {MOST_CATEGORIES}; {how}"
+            )
         if text or (len(kinds) <= MOST_CODES and bool((kinds == np.floor(kinds)).all())):
             return cls(name, tuple(kinds.tolist() if text else kinds.astype(np.int64).tolist()))
         scale = float(train.std())
@@ -127,7 +129,7 @@ class Column:
 def _labels(labels: Any) -> np.ndarray:
     """(N,) of int64 or of texts."""
     array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if array.dtype.kind == "O" and all(isinstance(each, str) for each in array.tolist()):
+    if array.dtype.kind == "O" and array.ndim == 1 and all(isinstance(each, str) for each in array.tolist()):
         array = array.astype(str)
     whole = array.dtype.kind == "f" and bool((array == np.floor(array)).all())
     if array.ndim != 1 or not len(array) or not (array.dtype.kind in "biuU" or whole):
@@ -185,8 +187,9 @@ class Coding:
             DataError: one that is none.
         """
         if len(texts) != len(self.columns):
+            given = ",".join(texts)
             raise UsageError(
-                f"condition {','.join(texts)} given, expected {len(self.columns)} values, of {', '.join(self.names)}"
+                f"condition {given} given, expected a value for each of {', '.join(self.names)}, with commas"
             )
         return torch.cat([c.of_text(text.strip()) for c, text in zip(self.columns, texts, strict=True)], 1)[0]
 
@@ -220,10 +223,13 @@ def _column(values: Any) -> Column:
         if kinds not in ({int}, {str}) or len(set(categories)) < len(categories):
             raise ValueError(f"categories of {shown(name)} are {shown(categories)}")
         return Column(name, tuple(categories))
-    mean, scale = values.get("mean"), values.get("scale")
-    for number in (mean, scale):
-        if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):
-            raise ValueError(f"mean and scale of {shown(name)} are {shown(mean)} and {shown(scale)}")
+    mean, scale = (_number(values.get(each), f"{each} of {shown(name)}") for each in ("mean", "scale"))
     if scale <= 0:
         raise ValueError(f"scale of {shown(name)} is {scale}")
-    return Column(name, mean=float(mean), scale=float(scale))
+    return Column(name, mean=mean, scale=scale)
+
+
+def _number(value: Any, what: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{what} is {shown(value)}")
+    return float(value)

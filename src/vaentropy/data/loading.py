@@ -102,7 +102,7 @@ def load(
     official = found.held_out if isinstance(found.held_out, OfficialSplit) else None
     fraction = held_out if held_out is not None else 0.0 if official else found.held_out
 
-    def divide(sources: list[Source]) -> tuple[Source, Source]:
+    def divide(sources: Sequence[Source]) -> tuple[Source, Source]:
         if official is not None:
             return sources[0], sources[1]
         train, chosen = (Part(sources[0], fraction, seed=seed, held_out=part) for part in (False, True))  # type: ignore[arg-type]
@@ -151,7 +151,7 @@ def _raw_condition(
     if condition is None:
         return None, exclude
     wanted = condition.names if isinstance(condition, Coding) else condition
-    wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    wanted = (wanted,) if isinstance(wanted, str) or not isinstance(wanted, Sequence) else tuple(wanted)
     if not wanted or not all(isinstance(each, str) for each in wanted):
         raise UsageError(f"condition={shown(condition)} given, expected names of columns, or 'labels'")
     path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
@@ -179,7 +179,9 @@ def _coded(
         for name, column in columns.items():
             if len(column) != size:
                 how = "no value may hold a line end"
-                raise DataError(f"{found.name}: {len(column)} values of {name!r} for {size} rows, expected one each; {how}")
+                raise DataError(
+                    f"{found.name}: {len(column)} values of {name!r} for {size} rows, expected one each; {how}"
+                )
     if isinstance(condition, Coding):
         coding = condition
     else:

@@ -69,8 +69,8 @@ def spread(reading: Reading, data: Data, num_points: int) -> tuple[Tensor, Tenso
     """Points spread evenly over the data, which are read once, and which entries of them are observed.
 
     Returns:
-        x, at least `num_points` of them where there are as many, and fewer than twice that, with their condition if there
-        is one; observed or None.
+        x, at least `num_points` of them where there are as many, and fewer than twice that, with their condition where
+        there is one; observed or None.
     """
     kept: list[tuple[Tensor, Tensor]] = []
     step, seen, any_missing = 1, 0, False

@@ -66,8 +66,8 @@ class View:
             each point has one of its own.
         levels: of the quantiles that the traversals go over, (steps,).
         traversed: values that each latent shown takes, (K, steps): these quantiles of the aggregate posterior.
-        traversals: mean of p(x|z) there, all other latents at their mean over the points, (K, steps, *data_shape); for a
-            conditional model at the condition of the first point.
+        traversals: mean of p(x|z) there, all other latents at their mean over the points, (K, steps, *data_shape);
+            of a conditional model, given the condition of the first point.
         labels: (P,), if given.
         columns: names of the features, () where they have none.
         num_points: data points that were given, of which P are drawn.

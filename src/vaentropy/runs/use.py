@@ -310,8 +310,9 @@ def sample_run(
     folder = RunFolder(run)
     model, scaling = load(run, device=device), folder.scaling()
     if condition is None and (coding := folder.coding()) is not None:
-        raise UsageError(f"{folder}: no condition given, expected a value of {', '.join(coding.names)}; --condition ...")
-    c = None if condition is None else _one_condition(folder, condition)
+        expected = f"a value for each of {', '.join(coding.names)}"
+        raise UsageError(f"no condition given to sample {folder}, expected {expected}; pass --condition")
+    c = None if condition is None else folder.condition(condition)
     output = Output(out, model.data_shape, folder.columns(), overwrite=overwrite)
     with output.opened(num_samples) as write:
         write(_as_stored(model.sample(num_samples, condition=c, noise=noise, seed=seed), scaling))
@@ -355,7 +356,7 @@ def _open(
 ) -> _Opened:
     folder = RunFolder(run)
     config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
-    c = None if condition is None else _one_condition(folder, condition)
+    c = None if condition is None else folder.condition(condition)
     coding = folder.coding() if c is None else None
     parts = all_rows(config, data, scaling, folder.columns(), coding, folder=data_folder)
     for x in parts:
@@ -363,20 +364,6 @@ def _open(
     if c is not None:
         parts = [given(x, c.expand(len(x), -1)) for x in parts]
     return _Opened(config, model, parts, scaling)
-
-
-def _one_condition(folder: RunFolder, condition: Sequence[str]) -> Tensor:
-    """(k,) of values as a user writes them.
-
-    Raises:
-        UsageError: the run's model is given none, or other columns.
-        DataError: a value that its columns do not have.
-    """
-    coding = folder.coding()
-    if coding is None:
-        what = f"condition {','.join(condition)} given for {folder}"
-        raise UsageError(f"{what}, whose model takes none; leave it out, or train with --condition")
-    return coding.of_texts(condition)
 
 
 def _as_stored(y: Tensor, scaling: Scaling) -> Tensor:
@@ -404,7 +391,10 @@ def _batches(parts: list[Tensor | Source]) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def _write(
-    opened: _Opened, rows: Callable[[LatentVariableModel, Tensor], Tensor], output: Output, on_batch: Callable[[int], None] | None
+    opened: _Opened,
+    rows: Callable[[LatentVariableModel, Tensor], Tensor],
+    output: Output,
+    on_batch: Callable[[int], None] | None,
 ) -> int:
     config, model, parts, _ = opened
     weight, num_rows = model.latent_mean.weight, sum(len(x) for x in parts)

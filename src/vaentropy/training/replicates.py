@@ -84,7 +84,7 @@ def fit_replicates(
 
     Args:
         models: of the same layers, device and dtype; without dropout or other randomness of their own.
-        data: (N, *data_shape), a tensor, array or data frame; with its condition, `given(x, c)`, for conditional models.
+        data: (N, *data_shape), a tensor, array or data frame; for conditional models with a condition, `given(x, c)`.
         seeds: one for each model, of batch order and noise; None takes 0, 1, …
         learning_rates: of Adam, one for all or one for each.
         held_out: the same as `data`, evaluated along with it; never trained on.

@@ -33,7 +33,9 @@ def plain_columns(table: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
         kept = choose([name for name, _ in framed], names, (), type(table).__name__)
         columns = {framed[position][0]: _array(framed[position][1].to_numpy()) for position in kept}
         return {name: _checked(column, name, type(table).__name__) for name, column in columns.items()}
-    if not isinstance(table, Path) or not (table.is_dir() or table.name.lower().endswith((".csv", ".csv.gz", ".parquet"))):
+    if not isinstance(table, Path) or not (
+        table.is_dir() or table.name.lower().endswith((".csv", ".csv.gz", ".parquet"))
+    ):
         what = table if isinstance(table, Path) else type(table).__name__
         raise UsageError(f"{what}: a condition by names of columns given, which is for a table; pass ve.given(x, c)")
     parquet = table.is_dir() or table.name.lower().endswith(".parquet")
