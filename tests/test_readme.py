@@ -47,11 +47,12 @@ def names():
 def test_the_code_runs(names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vaentropy.studies.experiments.linear_pca.EPOCHS", 50)
-    assert len(BLOCKS) == 14
+    assert len(BLOCKS) == 15
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
     assert names["new"].shape == (16, 64)
     assert names["diagnosis"].findings[0].kind == "fixed_variance" and names["smaller"].latent_shape == (1,)
+    assert names["threes"].shape == (16, 64) and names["z"].shape == (1438, 2)
     assert names["selection"].supported == 2 and len(names["histories"]) == 8
     assert names["history"].train.num_points == 16 and names["x_hat"].shape == (4, 2)
     assert (tmp_path / "reproduced" / "mine" / "index.html").is_file()

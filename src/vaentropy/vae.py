@@ -217,7 +217,7 @@ class VAE(Applied):
         require_condition(self, condition)
         hidden = self.latent_layer(z)
         if condition is not None:
-            hidden = hidden + self.condition_layer(condition).repeat(len(z) // len(condition), 1)
+            hidden = hidden + self.condition_layer(condition).repeat(len(z) // max(1, len(condition)), 1)
         return self.decoder(hidden)
 
     def elbo_terms(
