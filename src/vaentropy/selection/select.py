@@ -95,7 +95,9 @@ def select(
     require_seed(seeds[-1])
     parts = _parts(data, held_out, seed, settings["missing"])
     if linear and isinstance(parts.train, Source) and parts.train.condition_width:
-        raise UsageError('model="linear" given for data with a condition, expected vae1, or a function; see its help')
+        raise UsageError(
+            'model="linear" given for data with a condition, which it takes none of, expected vae0 to vae3'
+        )
     if linear:
         moments = data_moments(parts.train)
         fitted, failures = _each(candidates, lambda latent_dim: fit_linear(latent_dim, moments, parts), UsageError)
