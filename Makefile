@@ -9,10 +9,10 @@ PARALLEL := -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test slow bench coverage lint format clean
+.PHONY: help venv demo test test-gpu slow bench coverage docs lint format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 venv: $(STAMP) ## create .venv with everything installed, at the versions of constraints.txt
 
@@ -38,12 +38,19 @@ test: $(STAMP) ## run the tests, without the slow ones
 slow: $(STAMP) ## run only the tests marked slow
 	$(BIN)/python -m pytest $(PARALLEL) -m slow || test $$? -eq 5
 
+test-gpu: $(STAMP) ## run the tests of a GPU, where there is one
+	VAENTROPY_TEST_GPU=1 $(BIN)/python -m pytest -k "gpu or cuda"
+
 # BENCH="step replicates" runs these two; the figures of docs/performance.md take an hour on a quiet machine.
 bench: $(STAMP) ## run the benchmarks, which print ratios to a peer or a floor
 	$(BIN)/python -m benchmarks $(BENCH)
 
 coverage: $(STAMP) ## run all tests and list the lines that none of them reaches
 	$(BIN)/python -m pytest -m "slow or not slow" --cov --cov-report=term-missing
+
+# Every page anew: docstrings and the command's help change without their page. A warning fails.
+docs: $(STAMP) ## build the user guide; it begins at site/index.html and needs no network
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --doctree-dir build/doctrees docs site
 
 lint: $(STAMP) ## check style, formatting and types
 	$(BIN)/ruff check
@@ -55,5 +62,5 @@ format: $(STAMP) ## format the code and repair what can be repaired automaticall
 	$(BIN)/ruff format
 
 clean: ## remove .venv and everything else that is generated; results under runs/ stay
-	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site htmlcov .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis
 	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -7,6 +7,12 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+
+# `device="auto"` takes a GPU, on which numbers differ: the tests are of the CPU, but for those of a GPU
+# (`make test-gpu`). Before CUDA is asked for anything, and for the processes that tests start.
+if "VAENTROPY_TEST_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 import torch
 
 made_before: set[str] = set()  # functions inside functions that have been checked

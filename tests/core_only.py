@@ -22,6 +22,10 @@ EXTRAS = (
     "polars",
     "pythae",
     "diffusers",
+    "pyro",
+    "scvi",
+    "lightning",
+    "pytorch_lightning",
     "jaxtyping",
     "beartype",
 )

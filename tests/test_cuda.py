@@ -1,4 +1,4 @@
-"""On a GPU: the numbers of the CPU, the same at each run, and each verb; skipped where there is none."""
+"""On a GPU: the numbers of the CPU, the same at each run, and each verb. `make test-gpu`; else skipped."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ from vaentropy.training import fit, fit_replicates, warmup
 from vaentropy.vae import VAE
 
 DEVICE = "cuda"
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or not run by make test-gpu")
 
 # Nodes that are no random numbers, which a GPU draws otherwise.
 NODES = GaussHermite(3)

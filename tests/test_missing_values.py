@@ -515,7 +515,7 @@ WRONG = {
     ),
     "another word": (
         # Not through evaluate, whose annotations are checked under the tests.
-        lambda: _check_options(512, "eval", "drop"),
+        lambda: _check_options("eval", "drop"),
         UsageError,
         "missing='drop' given, expected 'error' or 'ignore'",
     ),

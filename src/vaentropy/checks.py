@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vaentropy.errors import UsageError, shown
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "require_number",
     "require_path",
     "require_seed",
+    "require_variance",
 ]
 
 LARGEST_COUNT = 2**31 - 1  # so that no product of two overflows torch's 64 bits
@@ -46,7 +49,7 @@ def require_seed(value: Any, name: str = "seed") -> int:
     return value
 
 
-def require_number(name: str, value: Any, *, positive: bool = True) -> float:
+def require_number(name: str, value: Any, *, positive: bool = True) -> float | int:
     """A finite number above 0, or of at least 0.
 
     Raises:
@@ -108,3 +111,18 @@ def require_counts(name: str, values: Any) -> tuple[int, ...]:
     if not each or any(isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= LARGEST_COUNT for n in each):
         raise UsageError(f"{name}={shown(values)} given, expected one or more whole numbers from 1 to {LARGEST_COUNT}")
     return each
+
+
+def require_variance(value: Any) -> None:
+    """σ²: a positive, finite number, or a tensor of them.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    try:
+        given = torch.as_tensor(value)
+        positive = bool(((given > 0) & (given < math.inf)).all())
+    except (TypeError, ValueError, RuntimeError):
+        positive = False
+    if not positive:
+        raise UsageError(f"variance={shown(value)} given, expected positive numbers (σ², not log σ²)")

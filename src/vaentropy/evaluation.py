@@ -9,13 +9,80 @@ from vaentropy._typing import Tensor
 from vaentropy.checks import require_instance
 from vaentropy.data.given import Data
 from vaentropy.decomposition import decompose
+from vaentropy.errors import DataError
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import Mode
-from vaentropy.passes import Batch, Missing, Sums, each_batch
+from vaentropy.passes import Batch, Missing, Pass
 from vaentropy.results import Evaluation, read_out
+from vaentropy.sums import Sums
 
-__all__ = ["evaluate"]
+__all__ = ["Accumulator", "evaluate"]
+
+
+class Accumulator(Pass):
+    """An evaluation whose batches come one at a time, as a training loop of one's own has them.
+
+        accumulator = Accumulator(model)
+        with accumulator.running():
+            accumulator.take(batch)
+        accumulator.evaluation()
+
+    Batches in the order of the data give what `evaluate` gives.
+
+    Args:
+        model: as for `evaluate`; with `bind` any module, whose mode, device and dtype are those of the evaluation.
+        expectation: how to average over the posterior.
+        pointwise: also keep the values per data point.
+        how: `sample_weight`, `bind`, `missing`, `log_jacobian` and `mode`, as for `evaluate`.
+
+    Raises:
+        UsageError: an argument has a wrong value.
+    """
+
+    def __init__(
+        self, model: object, *, expectation: Expectation = MonteCarlo(16), pointwise: bool = False, **how: Any
+    ):
+        require_instance("expectation", expectation, Expectation, "an Expectation such as MonteCarlo(16)")
+        super().__init__(model, seed=expectation.seed, **how)
+        self.expectation = expectation
+        self._sums = Sums(pointwise=pointwise)
+        self._sampled: set[str] = set()
+        self._latent_shape: tuple[int, ...] = ()
+
+    def measure(self, batch: Batch) -> None:
+        """Add the terms of a batch.
+
+        Raises:
+            DataError: its data are of another shape than those before.
+        """
+        if self.num_points and tuple(batch.x.shape[1:]) != self.data_shape:
+            given = f"a batch of shape {tuple(batch.x.shape)} given after data of shape {self.data_shape}"
+            raise DataError(f"{given}, expected one shape; evaluate each shape on its own")
+        decomposition = decompose(batch.model, batch.x, self.expectation, batch.generator, batch.observed)
+        self._sums.add(decomposition.terms, batch, decomposition.scaled)
+        self._sampled.update(decomposition.sampled)
+        self._latent_shape = decomposition.latent_shape
+
+    def evaluation(self) -> Evaluation:
+        """The evaluation of all batches so far.
+
+        Raises:
+            DataError: there was no data point yet, or none with a value that is observed.
+            UsageError: there were more weights than data points.
+        """
+        self.end()
+        return read_out(
+            self._sums.moments,
+            num_points=self.num_points,
+            data_shape=self.data_shape,
+            latent_shape=self._latent_shape,
+            latent_moments=self._sums.latent_moments,
+            expectation=self.expectation,
+            mode=self.mode,
+            sampled=tuple(sorted(self._sampled)),
+            pointwise=self._sums.pointwise,
+        )
 
 
 def evaluate(
@@ -61,42 +128,20 @@ def evaluate(
         Evaluation, nats per data point.
 
     Raises:
-        DataError: no data, or data that are not finite numbers, or none of whose values is observed.
+        DataError: no data, or data that are not finite numbers or of several shapes, or no value is observed.
         ModelError: the model returned something else than the interface asks for.
         UnsupportedError: values are missing and the likelihood does not factorise over the features.
         UsageError: an argument has a wrong value, or the expectation does not fit the posterior.
     """
-    require_instance("expectation", expectation, Expectation, "an Expectation such as MonteCarlo(16)")
-    sums, sampled, latent_shape = Sums(pointwise=pointwise), set(), ()
-
-    def measure(batch: Batch) -> None:
-        nonlocal latent_shape
-        decomposition = decompose(batch.model, batch.x, expectation, batch.generator, batch.observed)
-        sums.add(decomposition.terms, batch, decomposition.scaled)
-        sampled.update(decomposition.sampled)
-        latent_shape = decomposition.latent_shape
-
-    num_points, data_shape = each_batch(
+    accumulator = Accumulator(
         model,
-        data,
-        measure,
-        seed=expectation.seed,
-        batch_size=batch_size,
+        expectation=expectation,
         sample_weight=sample_weight,
         bind=bind,
         missing=missing,
         log_jacobian=log_jacobian,
+        pointwise=pointwise,
         mode=mode,
-        on_batch=on_batch,
     )
-    return read_out(
-        sums.moments,
-        num_points=num_points,
-        data_shape=data_shape,
-        latent_shape=latent_shape,
-        latent_moments=sums.latent_moments,
-        expectation=expectation,
-        mode=mode,
-        sampled=tuple(sorted(sampled)),
-        pointwise=sums.pointwise,
-    )
+    accumulator.through(data, batch_size=batch_size, on_batch=on_batch)
+    return accumulator.evaluation()

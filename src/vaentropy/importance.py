@@ -25,8 +25,9 @@ from vaentropy.expectation import MonteCarlo
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import Mode
 from vaentropy.moments import Moment
-from vaentropy.passes import Batch, Missing, Sums, each_batch
+from vaentropy.passes import Batch, Missing, each_batch
 from vaentropy.results import plain
+from vaentropy.sums import Sums
 
 __all__ = ["FEWEST_EFFECTIVE", "EffectiveSampleSize", "LogLikelihood", "log_likelihood"]
 

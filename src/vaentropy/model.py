@@ -8,9 +8,9 @@ from torch import nn
 from torch.distributions import Distribution, Normal
 
 from vaentropy._typing import Tensor
-from vaentropy.checks import require_instance
+from vaentropy.checks import require_instance, require_variance
 from vaentropy.distributions import DiagonalNormal, as_batch, diagonal_parameters
-from vaentropy.errors import ModelError, UsageError, shown
+from vaentropy.errors import ModelError, UsageError
 
 __all__ = ["LatentVariableModel", "Rescaled", "from_functions", "placement", "standard_prior"]
 
@@ -119,13 +119,8 @@ def from_functions(
         require_instance(name, function, Callable, "a function or a module")  # type: ignore[arg-type]
     if prior is not None:
         require_instance("prior", prior, Distribution, "a torch Distribution")
-    try:
-        given = torch.as_tensor(1.0 if variance is None else variance)
-        positive = bool(((given > 0) & (given < float("inf"))).all())
-    except (TypeError, ValueError, RuntimeError):
-        positive = False
-    if not positive:
-        raise UsageError(f"variance={shown(variance)} given, expected positive numbers (σ², not log σ²)")
+    if variance is not None:
+        require_variance(variance)
     return _FunctionModel(encode, decode, prior, variance, modules)
 
 

@@ -1,10 +1,10 @@
-"""One pass over data: what `evaluate` and `log_likelihood` do alike, from checks to sums."""
+"""One pass over data: what `evaluate` and `log_likelihood` do alike, from checks to batches."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,37 +12,34 @@ import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_count, require_function
-from vaentropy.conditions import bound_to, packed, require_conditions, side_by_side
+from vaentropy.conditions import bound_to, packed, require_conditions
+from vaentropy.data.conditioned import side_by_side
 from vaentropy.data.given import Data, as_rows
-from vaentropy.decomposition import FEATURE_TERMS, PointTerm, ScaledTerm
 from vaentropy.errors import DataError, UsageError, shown
 from vaentropy.model import LatentVariableModel, placement
-from vaentropy.modes import Mode, in_mode
-from vaentropy.moments import DataMoments, Moment, merge
-from vaentropy.results import concatenate
-from vaentropy.rows import REMEDY, fill_missing, require_finite
-from vaentropy.seeding import seeded
+from vaentropy.modes import in_mode
+from vaentropy.rows import REMEDY, as_tensor, fill_missing, require_finite
+from vaentropy.seeding import GlobalDraws, generator_of
 
-__all__ = ["Batch", "Missing", "Sums", "check_log_jacobian", "each_batch"]
+__all__ = ["Batch", "Missing", "Pass", "bound_pair", "check_log_jacobian", "each_batch"]
 
 Missing = Literal["error", "ignore"]
 
-VALUES_PER_BATCH = 2**18
+# What stays in a core's cache; and what keeps a GPU busy: an H200 then takes 1/30 of the time (docs/performance.md).
+VALUES_PER_BATCH, VALUES_ON_GPU = 2**18, 2**24
 FEWEST_ROWS, MOST_ROWS = 64, 16_384
-LATENTS_WITH_COVARIANCE = 256
-# Batches whose sums are merged in one go: most terms are one number, and to merge them takes as long as of many parts.
-MERGED_AT_ONCE = 8
 # glibc returns freed memory to the system, and to have its pages mapped anew for each batch takes up to a third of an
 # evaluation. Once a block of this size was freed, it keeps twice as much; elsewhere this changes nothing.
 KEPT_BYTES = 31 * 2**20
 
 
-def _rows_per_batch(data_shape: Sequence[int]) -> int:
+def _rows_per_batch(data_shape: Sequence[int], device: torch.device | None) -> int:
     """As many rows as are worth a forward pass: data of few features would spend their time between the passes."""
-    return min(MOST_ROWS, max(FEWEST_ROWS, VALUES_PER_BATCH // max(1, math.prod(data_shape))))
+    values = VALUES_ON_GPU if device is not None and device.type == "cuda" else VALUES_PER_BATCH
+    return min(MOST_ROWS, max(FEWEST_ROWS, values // max(1, math.prod(data_shape))))
 
 
-def _batches(data: Any, batch_size: int | None) -> Iterator[Any]:
+def _batches(data: Any, batch_size: int | None, device: torch.device | None) -> Iterator[Any]:
     rows = as_rows(data)
     if rows is None:
         if not isinstance(data, Iterable) or isinstance(data, str | bytes):
@@ -51,13 +48,12 @@ def _batches(data: Any, batch_size: int | None) -> Iterator[Any]:
         yield from data
         return
     for shard in [rows] if isinstance(rows, Tensor) else rows:
+        rows_per_batch = batch_size or _rows_per_batch(shard.shape[1:], device)
         # A single number cannot be split; its own check says so.
-        yield from shard.split(batch_size or _rows_per_batch(shard.shape[1:])) if shard.ndim else [shard]
+        yield from shard.split(rows_per_batch) if shard.ndim else [shard]
 
 
-def _check_options(batch_size: int | None, mode: str, missing: str) -> None:
-    if batch_size is not None:
-        require_count("batch_size", batch_size)
+def _check_options(mode: str, missing: str) -> None:
     if mode not in ("eval", "train"):
         raise UsageError(f"mode={shown(mode)} given, expected 'eval' or 'train'")
     if missing not in get_args(Missing):
@@ -68,8 +64,8 @@ def _check_weights(sample_weight: Tensor | np.ndarray | Sequence[float] | None) 
     if sample_weight is None:
         return None
     try:
-        weights = torch.as_tensor(sample_weight, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError):
+        weights = as_tensor(sample_weight).to("cpu", torch.float64)
+    except (DataError, RuntimeError):
         given = type(sample_weight).__name__
         raise UsageError(f"sample_weight of type {given} given, expected one number per data point (N,)") from None
     if weights.ndim != 1:
@@ -90,8 +86,8 @@ def check_log_jacobian(log_jacobian: Tensor | np.ndarray | float, data_shape: tu
         UsageError: it is something else.
     """
     try:
-        checked = torch.as_tensor(log_jacobian, dtype=torch.float64, device="cpu").detach()
-    except (TypeError, ValueError, RuntimeError):
+        checked = as_tensor(log_jacobian).to("cpu", torch.float64)
+    except (DataError, RuntimeError):
         given = type(log_jacobian).__name__
         raise UsageError(f"log_jacobian of type {given} given, expected a number, or a Tensor of data_shape") from None
     if not bool(torch.isfinite(checked).all()):
@@ -129,20 +125,6 @@ def _without_missing(x: Tensor, missing: Missing, first_row: int) -> tuple[Tenso
     return x, observed
 
 
-def _moments(
-    terms: Mapping[str, PointTerm], scaled: Mapping[str, ScaledTerm], weights: Tensor | None
-) -> dict[str, Moment]:
-    """Sums of one batch; `weights` (B,) of its data points."""
-
-    def of_entries(weight: Tensor | None) -> Tensor | None:
-        if weight is None or weights is None:
-            return weights if weight is None else weight
-        return weights.to(weight.device).reshape(-1, *[1] * (weight.ndim - 1)) * weight
-
-    moments = {name: Moment.of(term.value, of_entries(term.weight), term.noise) for name, term in terms.items()}
-    return moments | {name: moments[term.of].affine(term.factor.cpu(), 0.0) for name, term in scaled.items()}
-
-
 @dataclass(frozen=True)
 class Batch:
     """Some of the data, as the model takes them.
@@ -154,6 +136,7 @@ class Batch:
         log_jacobian: (B,), Σ over the (observed) features of log |dy/dx|.
         weights: (B,) of the data points; None means 1.
         generator: of all noise of the pass, on the device of `x`: a batch continues where the one before ended.
+        padding: how many of the last rows only fill the batch up, with weight 0.
         condition: (B, k) that the model is given; None without one.
     """
 
@@ -163,6 +146,7 @@ class Batch:
     log_jacobian: Tensor
     weights: Tensor | None
     generator: torch.Generator
+    padding: int = 0
     condition: Tensor | None = None
 
     @property
@@ -172,54 +156,209 @@ class Batch:
         return x if self.condition is None else side_by_side(x, self.condition)
 
 
-def _with_latents(
-    before: DataMoments | None, terms: Mapping[str, PointTerm], weights: Tensor | None
-) -> DataMoments | None:
-    """Mean and covariance of the posterior means so far, with those of a further batch."""
-    if "latent_mean" not in terms or (weights is not None and not bool(weights.any())):
-        return before
-    mean = terms["latent_mean"].value
-    mean = mean.reshape(len(mean), -1)
-    if not 0 < mean.shape[1] <= LATENTS_WITH_COVARIANCE:
-        return None
-    of_batch = DataMoments.of(mean.cpu(), weights)
-    return of_batch if before is None else before.merge(of_batch)
+def _require_model(model: object) -> None:
+    """Refuse what has not the three methods of a model.
+
+    Raises:
+        UsageError: it has not.
+    """
+    if not all(callable(getattr(model, name, None)) for name in ("posterior", "prior", "likelihood")):
+        expected = "one with posterior, prior and likelihood; make it by from_functions"
+        raise UsageError(f"a model of type {type(model).__name__} given, expected {expected}")
 
 
-class Sums:
-    """Moments of named terms over the batches so far, and the covariance of the latents.
+def bound_pair(answer: Any) -> tuple[LatentVariableModel, Tensor]:
+    """What `bind` returned, the model of a batch and its data.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not (isinstance(answer, tuple | list) and len(answer) == 2 and isinstance(answer[1], Tensor)):
+        kinds = ", ".join(type(each).__name__ for each in answer) if isinstance(answer, tuple | list) else ""
+        given = f"({kinds})" if kinds else type(answer).__name__
+        raise UsageError(f"bind returned {given}, expected the pair (model, x) with a Tensor x (B, *data_shape)")
+    model, x = answer
+    _require_model(model)
+    return model, x
+
+
+class Pass(ABC):
+    """One pass over data whose batches need not come at once: without gradients, in `mode`, generators seeded.
+
+    While it is not `running`, the model's mode, BatchNorm statistics and the global generators are as before. Arguments
+    are those of `evaluate`.
 
     Args:
-        pointwise: also keep the values per data point, but for terms with one entry per feature.
+        seed: of `Batch.generator` and of the global generators.
+
+    Attributes:
+        num_points: data points so far.
+        data_shape: shape of one; () before the first.
+        mode: in which the networks run.
+
+    Raises:
+        UsageError: an argument has a wrong value.
     """
 
-    def __init__(self, *, pointwise: bool = False):
-        self._parts: list[dict[str, Moment]] = []
-        self.latent_moments: DataMoments | None = None
-        self._kept: list[dict[str, Tensor]] | None = [] if pointwise else None
+    def __init__(
+        self,
+        model: object,
+        *,
+        seed: int,
+        sample_weight: Tensor | np.ndarray | Sequence[float] | None = None,
+        bind: Callable[[Any], tuple[LatentVariableModel, Tensor]] | None = None,
+        missing: str = "error",
+        log_jacobian: Tensor | np.ndarray | float = 0.0,
+        mode: str = "eval",
+    ):
+        _check_options(mode, missing)
+        require_function("bind", bind)
+        if not bind:
+            _require_model(model)
+        self._model: Any = model
+        self._seed, self._bind = seed, bind
+        self._missing: Any = missing
+        self._log_jacobian = check_log_jacobian(log_jacobian)
+        self._weights = _check_weights(sample_weight)
+        self._device, self._dtype = placement(model)
+        self._draws = GlobalDraws(seed, self._device or torch.device("cpu"))
+        self._draws_of_data = GlobalDraws(generator_of(seed, "data").initial_seed(), torch.device("cpu"))
+        self._is_running = False
+        self._generators: dict[torch.device, torch.Generator] = {}
+        self._seen, self._any_observed = 0, False
+        self.num_points = 0
+        self.mode: Any = mode
+        self.data_shape: tuple[int, ...] = ()
 
-    def add(
-        self, terms: Mapping[str, PointTerm], batch: Batch, scaled: Mapping[str, ScaledTerm] = MappingProxyType({})
-    ) -> None:
-        """Count the terms of a batch, its log-Jacobian among them, and those that are another times a number."""
-        exact = None if terms["elbo"].noise is None else torch.zeros_like(batch.log_jacobian)
-        named = {**terms, "log_jacobian": PointTerm(batch.log_jacobian, exact)}
-        self._parts.append(_moments(named, scaled, batch.weights))
-        if len(self._parts) == MERGED_AT_ONCE:
-            self._parts = [merge(self._parts)]
-        self.latent_moments = _with_latents(self.latent_moments, terms, batch.weights)
-        if self._kept is not None:
-            self._kept.append({name: t.value.cpu() for name, t in named.items() if name not in FEATURE_TERMS})
+    @abstractmethod
+    def measure(self, batch: Batch) -> None:
+        """Do with a batch what the pass is for."""
 
-    @property
-    def moments(self) -> dict[str, Moment]:
-        """The sums over all batches so far; there has to be one."""
-        return merge(self._parts)
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Inside, batches are taken; several times one after the other are the same as once."""
+        # Outside of inference mode, if the caller is in it: what is kept for later, such as nodes, is used in training.
+        with torch.inference_mode(False), torch.no_grad(), in_mode(self._model, self.mode), self._draws.in_use():
+            self._is_running = True
+            try:
+                yield
+            finally:
+                self._is_running = False
 
-    @property
-    def pointwise(self) -> dict[str, Tensor] | None:
-        """Values per data point, (N, *shape) each; None if they were not asked for."""
-        return None if self._kept is None else concatenate(self._kept)
+    def take(self, given: Any) -> int:
+        """Count a batch, as the data hold it; return its number of rows.
+
+        Raises:
+            DataError: it cannot be told which part of it is the data, or these are not finite numbers.
+            UsageError: the pass is not `running`, or there are fewer weights than data points.
+        """
+        if self._bind is None:
+            bound, x, condition = bound_to(self._model, packed(self._model, given))
+            return self.count(bound, x, condition=condition)
+        return self.count(*bound_pair(self._bind(given)))
+
+    def count(self, bound: LatentVariableModel, x: Tensor, *, padding: int = 0, condition: Tensor | None = None) -> int:
+        """Count a batch, of which the model and the data are known; return its number of rows.
+
+        Args:
+            bound: the model of this batch.
+            x: (B, *data_shape).
+            padding: how many of its last rows are copies that only fill it up, and count for nothing.
+            condition: (B, k) that the pass's own model is given in `bound`; None without one.
+
+        Raises:
+            DataError: the data are not finite numbers.
+            UsageError: the pass is not `running`, or there are fewer weights than data points.
+        """
+        if not self._is_running:
+            # Dropout, gradients and the caller's generators would go into the numbers, unnoticed.
+            given = f"a batch given to {type(self).__name__}, which is not running"
+            raise UsageError(f"{given}; take batches inside `with accumulator.running():`")
+        if x.ndim == 0:
+            raise DataError("a single number given as data, expected an array (N, *data_shape)")
+        if len(x) <= padding:
+            return 0
+        _require_shape(bound, x)
+        x = x.detach().to(device=self._device, dtype=self._dtype if x.is_floating_point() else None)
+        x, observed = _without_missing(x, self._missing, self._seen)
+        jacobian = _log_jacobian_term(self._log_jacobian, x.shape, observed)
+        weights = self._weights_of(len(x), padding)
+        self._any_observed = self._any_observed or _any_observed(observed, weights)
+        if x.device not in self._generators:
+            self._generators[x.device] = torch.Generator(x.device).manual_seed(self._seed)
+        own = bound is self._model or condition is not None
+        with nullcontext() if own else in_mode(bound, self.mode):
+            self.measure(Batch(bound, x, observed, jacobian, weights, self._generators[x.device], padding, condition))
+        self.data_shape, self._seen = tuple(x.shape[1:]), self._seen + len(x)
+        self.num_points += len(x) - padding
+        return len(x)
+
+    def _weights_of(self, num_rows: int, padding: int) -> Tensor | None:
+        """Weights of the next rows; None where all are 1."""
+        if self._weights is None and not padding:
+            return None
+        weights = torch.ones(num_rows, dtype=torch.float64, device="cpu")
+        if self._weights is not None:
+            if len(self._weights) < self._seen + num_rows:
+                given = f"sample_weight holds {len(self._weights)} numbers"
+                raise UsageError(f"{given} for more data points; give one for each")
+            weights = self._weights[self._seen : self._seen + num_rows].clone()
+        weights[num_rows - padding :] = 0.0
+        return weights
+
+    def end(self) -> None:
+        """Refuse a pass over nothing.
+
+        Raises:
+            DataError: no data, or none of whose values is observed.
+            UsageError: there are more weights than data points.
+        """
+        if not self.num_points:
+            raise DataError("no data points given, expected at least one")
+        if self._weights is not None and len(self._weights) != self._seen:
+            given = f"sample_weight holds {len(self._weights)} numbers"
+            raise UsageError(f"{given} for {self._seen} data points; give one for each")
+        if not self._any_observed:
+            raise DataError("every value is missing (NaN), expected at least one that is observed")
+
+    def through(self, data: Data, *, batch_size: int | None, on_batch: Callable[[int], None] | None) -> None:
+        """All of the data, from beginning to end.
+
+        Raises:
+            DataError: no data, or data that are not finite numbers, or none of whose values is observed.
+            UsageError: an argument has a wrong value.
+        """
+        if batch_size is not None:
+            require_count("batch_size", batch_size)
+        require_function("on_batch", on_batch)
+        if self._bind is None:
+            require_conditions(self._model, data, "data")
+        torch.empty(KEPT_BYTES, dtype=torch.uint8, device="cpu")
+        with self.running():
+            for given in self._drawn_apart(_batches(data, batch_size, self._device)):
+                num_rows = self.take(given)
+                if on_batch and num_rows:
+                    on_batch(num_rows)
+        self.end()
+
+    def _drawn_apart(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches, whose own draws, such as a DataLoader's order, take none of the model's, such as dropout."""
+        end = object()
+        while True:
+            with self._draws_of_data.in_use():
+                given = next(batches, end)
+            if given is end:
+                return
+            yield given
+
+
+class _Calling(Pass):
+    def __init__(self, model: object, call: Callable[[Batch], None], **how: Any):
+        super().__init__(model, **how)
+        self._call = call
+
+    def measure(self, batch: Batch) -> None:
+        self._call(batch)
 
 
 def each_batch(
@@ -227,22 +366,16 @@ def each_batch(
     data: Data,
     measure: Callable[[Batch], None],
     *,
-    seed: int,
     batch_size: int | None,
-    sample_weight: Tensor | np.ndarray | Sequence[float] | None,
-    bind: Callable[[Any], tuple[LatentVariableModel, Tensor]] | None,
-    missing: Missing,
-    log_jacobian: Tensor | np.ndarray | float,
-    mode: Mode,
     on_batch: Callable[[int], None] | None,
+    **how: Any,
 ) -> tuple[int, tuple[int, ...]]:
-    """Call `measure` for one batch of the data after the other, without gradients, in `mode`, generators seeded.
-
-    Afterwards the model's mode, BatchNorm statistics and the global generators are as before. Arguments are those of
-    `evaluate`.
+    """Call `measure` for one batch of the data after the other, in a `Pass`.
 
     Args:
-        seed: of `Batch.generator` and of the global generators.
+        model, data, batch_size, on_batch: as for `evaluate`.
+        measure: called with each batch.
+        how: further arguments of `Pass`.
 
     Returns:
         Number of data points, and data_shape.
@@ -251,49 +384,9 @@ def each_batch(
         DataError: no data, or data that are not finite numbers, or none of whose values is observed.
         UsageError: an argument has a wrong value.
     """
-    _check_options(batch_size, mode, missing)
-    if not all(callable(getattr(model, name, None)) for name in ("posterior", "prior", "likelihood")) and not bind:
-        expected = "one with posterior, prior and likelihood; make it by from_functions"
-        raise UsageError(f"a model of type {type(model).__name__} given, expected {expected}")
-    require_function("bind", bind)
-    if not bind:
-        require_conditions(model, data, "data")
-    require_function("on_batch", on_batch)
-    log_jacobian = check_log_jacobian(log_jacobian)
-    weights = _check_weights(sample_weight)
-    device, dtype = placement(model)
-    torch.empty(KEPT_BYTES, dtype=torch.uint8, device="cpu")
-    seen, data_shape, any_observed, generators = 0, (), False, {}
-    with torch.no_grad(), in_mode(model, mode), seeded(seed, device or torch.device("cpu")):
-        for given in _batches(data, batch_size):
-            bound, x = bind(given) if bind else (model, packed(model, given))
-            if x.ndim == 0:
-                raise DataError("a single number given as data, expected an array (N, *data_shape)")
-            if len(x) == 0:
-                continue
-            bound, x, condition = (bound, x, None) if bind else bound_to(bound, x)
-            _require_shape(bound, x)
-            x = x.detach().to(device=device, dtype=dtype if x.is_floating_point() else None)
-            x, observed = _without_missing(x, missing, seen)
-            jacobian = _log_jacobian_term(log_jacobian, x.shape, observed)
-            if weights is not None and len(weights) < seen + len(x):
-                raise UsageError(f"sample_weight holds {len(weights)} numbers for more data points; give one for each")
-            batch_weights = None if weights is None else weights[seen : seen + len(x)]
-            any_observed = any_observed or _any_observed(observed, batch_weights)
-            if x.device not in generators:
-                generators[x.device] = torch.Generator(x.device).manual_seed(seed)
-            with in_mode(bound, mode) if bind else nullcontext():
-                measure(Batch(bound, x, observed, jacobian, batch_weights, generators[x.device], condition))
-            data_shape, seen = tuple(x.shape[1:]), seen + len(x)
-            if on_batch:
-                on_batch(len(x))
-    if not seen:
-        raise DataError("no data points given, expected at least one")
-    if weights is not None and len(weights) != seen:
-        raise UsageError(f"sample_weight holds {len(weights)} numbers for {seen} data points; give one for each")
-    if not any_observed:
-        raise DataError("every value is missing (NaN), expected at least one that is observed")
-    return seen, data_shape
+    one = _Calling(model, measure, **how)
+    one.through(data, batch_size=batch_size, on_batch=on_batch)
+    return one.num_points, one.data_shape
 
 
 def _any_observed(observed: Tensor | None, weights: Tensor | None) -> bool:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["SEED_RANGE", "generator_of", "seeded"]
+__all__ = ["SEED_RANGE", "GlobalDraws", "generator_of", "seeded"]
 
 SEED_RANGE = 2**63
 
@@ -22,14 +22,41 @@ def generator_of(seed: int, *piece: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") % SEED_RANGE)
 
 
+class GlobalDraws:
+    """torch's global generators of one piece of work: seeded when it begins, after a pause as it left them.
+
+    Args:
+        seed: of the generators of the CPU and of `device`.
+        device: where the work is done.
+    """
+
+    def __init__(self, seed: int, device: torch.device):
+        self._seed, self._device = seed, device
+        self._states: list[torch.Tensor] | None = None
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Inside, the global generators are those of the work; afterwards they are as before."""
+        cuda = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            if self._states is None:
+                # Not torch.manual_seed: it would also seed devices that are not restored here.
+                torch.default_generator.manual_seed(self._seed)
+                if cuda:
+                    with torch.cuda.device(self._device):
+                        torch.cuda.manual_seed(self._seed)
+            else:
+                torch.set_rng_state(self._states[0])
+                for device, state in zip(cuda, self._states[1:], strict=True):
+                    torch.cuda.set_rng_state(state, device)
+            try:
+                yield
+            finally:
+                self._states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in cuda)]
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global generators of the CPU and of `device`; afterwards they are as before."""
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        # Not torch.manual_seed: it would also seed devices that are not restored here.
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+    with GlobalDraws(seed, device).in_use():
         yield

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 import vaentropy as ve
-from vaentropy import loggers
+from vaentropy import adapters, loggers
+from vaentropy.evaluation import Accumulator
 
 from .case import Case, calling, numbers, text
 from .run_cases import run
@@ -209,6 +210,21 @@ FITS = [
 EVALUATIONS = [
     calling("evaluate-model", lambda: ve.evaluate(OTHER, X), "str", "from_functions"),
     calling("evaluate-model-none", lambda: ve.evaluate(NONE, X), "NoneType", "from_functions"),
+    calling(
+        "evaluate-log-variance",
+        lambda: ve.evaluate(ve.from_functions(lambda x: (x[:, :2], x), lambda z: z, variance=1.0), X),
+        "log-variance of shape (20, 3)",
+        "(20, 2)",
+        "broadcasts",
+    ),
+    calling(
+        "evaluate-shapes",
+        lambda: ve.evaluate(ve.from_functions(lambda x: (x, x), lambda z: z, variance=1.0), [X, X[:, :2]]),
+        "shape (20, 2)",
+        "after data of shape (3,)",
+        "one shape",
+    ),
+    calling("accumulator-waiting", lambda: Accumulator(model()).take(X), "not running", "accumulator.running()"),
     evaluating("data-none", "NoneType", data=None),
     evaluating("data-number", "int", data=5),
     evaluating("data-text", "str", data="abc"),
@@ -222,6 +238,8 @@ EVALUATIONS = [
     evaluating("batch-size", "batch_size='other'", batch_size="other"),
     evaluating("mode", "mode='other'", mode="other"),
     evaluating("bind", "bind='other'", bind="other"),
+    evaluating("bind-returns-x", "bind returned Tensor", "(model, x)", bind=lambda x: x),
+    evaluating("bind-returns-labels", "bind returned (VAE, list)", "(model, x)", bind=lambda x: (model(), [x])),
     evaluating("on-batch", "on_batch='other'", on_batch="other"),
     evaluating("weights-negative", "sample_weight", "at least 0", sample_weight=-torch.ones(20)),
     evaluating("weights-nan", "sample_weight", sample_weight=torch.full((20,), torch.nan)),
@@ -415,6 +433,45 @@ BOUNDS = [
 ]
 
 
+def pair(**parts: Any) -> Any:
+    """A module with `encode` and `decode`, and whatever else."""
+    networks = torch.nn.Linear(3, 2)
+    networks.encode = networks.decode = networks.forward  # type: ignore[assignment]
+    for name, part in parts.items():
+        setattr(networks, name, part)
+    return networks
+
+
+ADAPTERS = [
+    calling("pytorch-vae-text", lambda: adapters.from_pytorch_vae(OTHER, variance=1.0), "str", "encode"),
+    calling("pytorch-vae-linear", lambda: adapters.from_pytorch_vae(torch.nn.Linear(1, 1)), "Linear", "encode"),
+    calling("pytorch-vae-neither", lambda: adapters.from_pytorch_vae(pair()), "neither variance nor kld_weight"),
+    calling("pytorch-vae-both", lambda: adapters.from_pytorch_vae(pair(), variance=1, kld_weight=1), "both"),
+    calling("pytorch-vae-variance", lambda: adapters.from_pytorch_vae(pair(), variance=OTHER), "variance='other'"),
+    calling("pytorch-vae-weight", lambda: adapters.from_pytorch_vae(pair(), kld_weight=OTHER), "kld_weight='other'"),
+    calling(
+        "pytorch-vae-weight-0", lambda: adapters.from_pytorch_vae(pair(), kld_weight=0), "kld_weight=0", "positive"
+    ),
+    calling(
+        "pytorch-vae-encoder",
+        lambda: ve.evaluate(adapters.from_pytorch_vae(pair(), variance=1.0), X),
+        "encode of Linear returned one Tensor",
+        "no ELBO",
+    ),
+    calling("sigma-vae-none", lambda: adapters.from_sigma_vae(NONE), "NoneType", "log_sigma"),
+    calling("sigma-vae-without-sigma", lambda: adapters.from_sigma_vae(pair()), "log_sigma is None"),
+    calling("sigma-vae-kind", lambda: adapters.from_sigma_vae(pair(model=OTHER)), "model='other'", "'sigma_vae'"),
+    calling("sigma-vae-mse", lambda: adapters.from_sigma_vae(pair(model="mse_vae")), "'mse_vae'", "variance=..."),
+    calling("sigma-vae-variance", lambda: adapters.from_sigma_vae(pair(), variance=-1), "variance=-1", "positive"),
+    calling("scvi-text", lambda: adapters.from_scvi(OTHER), "str", "SCVI"),
+    calling("scvi-module", lambda: adapters.from_scvi(pair()), "Linear", "SCVI"),
+    calling("pyro-model", lambda: adapters.from_pyro(OTHER, abs), "model='other'", "function"),
+    calling("pyro-guide", lambda: adapters.from_pyro(abs, NONE), "guide=None", "function"),
+    calling("pyro-latent", lambda: adapters.from_pyro(abs, abs, latent=NONE), "latent=None", "site"),
+    calling("pyro-observed", lambda: adapters.from_pyro(abs, abs, observed=3), "observed=3", "site"),  # type: ignore[arg-type]
+]
+
+
 def pruning(name: str, latents: Any, *says: str, **options: Any) -> Case:
     """`prune` of a model with two latents."""
     return calling(f"prune-{name}", lambda: ve.prune(model(), latents, **options), *says)
@@ -528,6 +585,27 @@ LOGGERS = [
     calling("continue-log", lambda: ve.runs.continue_run("run", log=["wand"]), "'wandb'", make=run),
 ]
 
+
+def callback(**options: Any) -> Any:
+    """A Lightning callback of a bind that is never called, unless there is another one."""
+    from vaentropy.integrations.lightning import EntropyCallback
+
+    return EntropyCallback(**{"bind": lambda module, batch: (module, batch), **options})
+
+
+LIGHTNING = [
+    calling("lightning-bind", lambda: callback(bind=OTHER), "bind='other'", "returns (model, x)"),
+    calling("lightning-bind-none", lambda: callback(bind=NONE), "bind=None"),
+    calling("lightning-expectation", lambda: callback(expectation=8), "expectation=8", "MonteCarlo"),
+    calling("lightning-dataloaders-text", lambda: callback(dataloaders="val"), "dataloaders='val'", "in a list"),
+    calling("lightning-dataloaders-empty", lambda: callback(dataloaders=[]), "dataloaders=[]", "None for all"),
+    calling("lightning-dataloaders-bool", lambda: callback(dataloaders=[True]), "dataloaders=[True]"),
+    calling("lightning-prefix", lambda: callback(prefix=NONE), "prefix=None"),
+    calling("lightning-missing", lambda: callback(missing=OTHER), "missing='other'"),
+    calling("lightning-mode", lambda: callback(mode=NONE), "mode=None", "'eval' or 'train'"),
+    calling("lightning-log-jacobian", lambda: callback(log_jacobian=OTHER), "log_jacobian"),
+]
+
 RUN_FUNCTIONS = [
     calling("load-none", lambda: ve.load(NONE), "run=None"),
     calling("load-number", lambda: ve.load(5), "run=5"),  # type: ignore[arg-type]
@@ -624,10 +702,12 @@ PYTHON = [
     *REPLICATES,
     *EVALUATIONS,
     *BOUNDS,
+    *ADAPTERS,
     *PRUNING,
     *SELECTIONS,
     *DIAGNOSES,
     *LOADS,
     *LOGGERS,
+    *LIGHTNING,
     *RUN_FUNCTIONS,
 ]

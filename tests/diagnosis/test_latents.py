@@ -277,7 +277,8 @@ def test_statuses_by_divergence(kl, collapse, expected):
 
 def test_statuses_of_the_paper_go_by_the_entropies():
     # log τ² = -2 d takes the encoder's entropy d below the prior's; means do not count.
-    drops = torch.tensor([0.99, 1.01, 0.0, 3.0], dtype=F64)
+    # Its line is at 1 nat of encoder entropy; N(0, 1) has 1.4189.
+    drops = torch.tensor([0.41, 0.42, 0.0, 3.0], dtype=F64)
     mean = torch.tensor([[1.0], [-1.0]], dtype=F64) * torch.tensor([5.0, 0.0, 5.0, 0.0])
     found = table(*fixed(mean, (-2 * drops).expand(2, 4)), collapse="paper")
     assert (found.prior_entropy - found.encoder_entropy).tolist() == pytest.approx(drops.tolist())

@@ -376,6 +376,19 @@ def test_a_model_that_diverges_later_keeps_its_last_good_epoch(x, monkeypatch):
     require_same_rows(histories[1], last)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_model_without_any_finite_elbo_does_not_stop_the_others(x, caplog, monkeypatch, together):
+    if not together:
+        monkeypatch.setattr(replicates, "STACKING_PAYS", 0.0)
+    models = several(lambda: vae1(5, 2, (6,)))
+    with torch.no_grad():
+        models[1].latent_log_variance.bias.fill_(2000.0)  # τ is infinite from the start
+    histories = fit_replicates(models, x, epochs=2, batch_size=25)
+    assert "the ELBO became" in histories[1].stopped and histories[1].train is None
+    assert "seed 1 has no evaluation" in caplog.text
+    assert all(math.isfinite(histories[k].train.elbo) and len(histories[k]) == 2 for k in (0, 2))
+
+
 def test_a_bar_on_request(x, capfd):
     fit_replicates(several(lambda: vae1(5, 2, (6,)), 2), x, epochs=2, batch_size=25, progress=True)
     out, err = capfd.readouterr()

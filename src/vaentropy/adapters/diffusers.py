@@ -2,14 +2,14 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 from torch.distributions import Distribution
 
 from vaentropy._typing import Tensor
-from vaentropy.adapters._foreign import is_of, module_of
+from vaentropy.adapters._foreign import is_of, module_of, normal_around
+from vaentropy.checks import require_variance
 from vaentropy.distributions import DiagonalNormal
-from vaentropy.errors import ModelError, UnsupportedError, UsageError
+from vaentropy.errors import ModelError, UnsupportedError
 from vaentropy.model import LatentVariableModel, standard_prior
 
 __all__ = ["from_diffusers"]
@@ -56,12 +56,7 @@ class _DiffusersModel(nn.Module):
 
     def likelihood(self, z: Tensor) -> Distribution:
         decoded = self.vae.decode(z)
-        mean = getattr(decoded, "sample", decoded)
-        # In half precision log σ² would be off by up to 0.4 %.
-        dtype = torch.promote_types(mean.dtype, torch.float32)
-        return DiagonalNormal(
-            mean, torch.as_tensor(self.variance, dtype=dtype, device=mean.device).log(), validate_args=False
-        )
+        return normal_around(getattr(decoded, "sample", decoded), self.variance)
 
 
 def from_diffusers(vae: object, *, variance: float | Tensor) -> LatentVariableModel:
@@ -94,7 +89,5 @@ def from_diffusers(vae: object, *, variance: float | Tensor) -> LatentVariableMo
             raise UnsupportedError(f"{type(inner).__name__} given: {REFUSED[cls.__name__]}; expected {expected}")
     if not callable(getattr(inner, "encode", None)) or not callable(getattr(inner, "decode", None)):
         raise ModelError(f"{type(inner).__name__} given, which does not encode and decode; expected {expected}")
-    given = torch.as_tensor(variance)
-    if not bool((torch.isfinite(given) & (given > 0)).all()):
-        raise UsageError(f"variance={variance!r} given, expected positive numbers (σ², not log σ²)")
+    require_variance(variance)
     return _DiffusersModel(inner, variance)

@@ -108,11 +108,13 @@ def reproduce(
     for name, reason in done.failed.items():
         click.echo(f"vaentropy: {name} failed: {printable(reason)}", err=True)
     if not done.records:
-        raise VaentropyError(f"none of {len(done.failed)} studies could be run")
+        failed = len(done.failed)
+        raise VaentropyError("the study failed" if failed == 1 else f"none of {failed} studies could be run")
     if as_json:
         studies = {name: vars(record) for name, record in done.records.items()}
         click.echo(to_json({"out": str(done.folder), "kept": done.kept, "failed": done.failed, "studies": studies}))
     else:
         kept = f" ({len(done.kept)} were there before)" if done.kept else ""
-        click.echo(f"\n{len(done.records)} studies{kept} in {done.folder}; open {done.folder}/index.html", err=True)
+        count = f"{len(done.records)} {'study' if len(done.records) == 1 else 'studies'}"
+        click.echo(f"\n{count}{kept} in {done.folder}; open {done.folder}/index.html", err=True)
     return int(bool(done.failed))

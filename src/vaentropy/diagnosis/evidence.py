@@ -295,8 +295,10 @@ def _linear_elbo(reading: Reading, data: Data, train: Evaluation) -> float | str
     num_latents = min(math.prod(train.latent_shape), num_features - 1)
     if train.variance_kind is None:
         return "the likelihood is not normal"
-    if train.observed_fraction is not None or reading.bind is not None:
-        return "values are missing, or the model needs context"
+    if reading.bind is not None:
+        return "the model needs context (bind)"
+    if train.observed_fraction is not None:
+        return "values are missing"
     if not num_latents > 0 or num_features > MOST_FEATURES:
         return f"{num_features} features, expected 2 to {MOST_FEATURES}"
     if train.num_points < FEWEST_PER_FEATURE * num_features:

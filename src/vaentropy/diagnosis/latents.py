@@ -1,5 +1,6 @@
 """The latents in one table: how much of each is used, and how they lie to each other and to the prior."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from vaentropy.errors import UsageError, shown
 from vaentropy.model import LatentVariableModel
 from vaentropy.results import Evaluation
 
-__all__ = ["Collapse", "Latents", "Status", "check_collapse", "latents_of", "statuses"]
+__all__ = ["Collapse", "Latents", "Status", "check_collapse", "latents_of", "num_active", "statuses"]
 
 Status = Literal["collapsed", "partly used", "active"]
 Collapse = Literal["relative", "paper"] | float
@@ -21,8 +22,9 @@ Collapse = Literal["relative", "paper"] | float
 COLLAPSED, PARTLY_USED = 0.01, 0.1
 # Nats of KL below which a latent has collapsed whatever the others have: no one can tell x from it.
 LEAST_KL = 0.01
-# arXiv:2010.14860 counts a latent as inactive whose encoder entropy is within so many nats of its prior entropy.
-PAPER = 1.0
+# arXiv:2010.14860 counts a latent as active with less than 1 nat of encoder entropy, where the prior N(0, 1) has 1.42:
+# here in nats below the prior entropy, which serves a learned prior as well.
+PAPER = 0.5 * math.log(2 * math.pi * math.e) - 1.0
 # Latents that a table shows.
 SHOWN = 20
 
@@ -133,6 +135,11 @@ def statuses(kl: Float[Tensor, "H"], entropy_drop: Float[Tensor, "H"], collapse:
     return tuple("collapsed" if each < low else "partly used" if each < high else "active" for each in kl.tolist())
 
 
+def num_active(kl: Tensor) -> int:
+    """How many latents have not collapsed by the "relative" rule of `latents_of`; `kl` of each, nats."""
+    return int((kl >= max(LEAST_KL, COLLAPSED * float(kl.max()))).sum())
+
+
 def check_collapse(collapse: Any) -> None:
     """Refuse what is no rule of collapse.
 
@@ -155,8 +162,8 @@ def latents_of(
         model: that was evaluated.
         evaluation: of the training data.
         collapse: "relative", a latent has collapsed with less than 1 % of the largest KL or 0.01 nats, and is partly
-            used with less than 10 %; "paper", with an encoder entropy within 1 nat of its prior entropy; a number, with
-            a KL below so many nats.
+            used with less than 10 %; "paper", with an encoder entropy of 1 nat or more where the prior is N(0, 1),
+            that is less than 0.42 nats below its prior entropy; a number, with a KL below so many nats.
 
     Returns:
         None where posterior or prior are not normal with independent elements, or each point has a prior of its own.

@@ -12,7 +12,7 @@ from vaentropy.errors import UsageError, shown
 from vaentropy.results import Evaluation
 from vaentropy.training.history import History, Row
 
-__all__ = ["PROJECT", "Logger", "Outcome", "folder_made", "metrics"]
+__all__ = ["PROJECT", "Logger", "Outcome", "folder_made", "metrics", "terms"]
 
 logger = logging.getLogger(__name__)
 
@@ -131,11 +131,11 @@ class Logger(ABC):
     def end(self, history: History, last: Row) -> None:
         """Write what the last row does not say of the evaluations after it."""
         evaluations = {"train": history.train, "held_out": history.held_out}
-        terms = {
-            f"{name}/{term}": x for name, e in evaluations.items() if e is not None for term, x in _terms(e).items()
+        named = {
+            f"{name}/{term}": x for name, e in evaluations.items() if e is not None for term, x in terms(e).items()
         }
         there = metrics(last)
-        self.write(int(last["step"]), {name: x for name, x in terms.items() if name not in there})
+        self.write(int(last["step"]), {name: x for name, x in named.items() if name not in there})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -161,7 +161,7 @@ class Logger(ABC):
         return type(self).__name__
 
 
-def _terms(e: Evaluation) -> dict[str, float]:
+def terms(e: Evaluation) -> dict[str, float]:
     """The terms that are one number, nats per data point."""
     named = ("elbo", "reconstruction", "kl", "entropy_sum", "gap", "prior_gap", "decoder_gap", "relative_gap")
     entropies = {f"{name}_entropy": getattr(e.entropies, name) for name in ("encoder", "prior", "decoder")}

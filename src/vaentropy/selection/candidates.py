@@ -8,7 +8,7 @@ import torch
 
 from vaentropy._typing import Float, Tensor
 from vaentropy.data.source import Source, pieces
-from vaentropy.diagnosis.latents import COLLAPSED, LEAST_KL
+from vaentropy.diagnosis.latents import num_active
 from vaentropy.errors import TrainingError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation
@@ -86,11 +86,6 @@ def num_parameters(model: VAE) -> int:
     return sum(distinct.values()) - (0 if model.columns == "free" else model.latent_shape[0])
 
 
-def _num_active(kl: Tensor) -> int:
-    """Latents that `diagnose` would not call collapsed."""
-    return int((kl >= max(LEAST_KL, COLLAPSED * float(kl.max()))).sum())
-
-
 def _pieces(rows: Tensor | Source) -> Iterator[Tensor]:
     return (piece for _, piece in pieces(rows)) if isinstance(rows, Tensor) else iter(rows)
 
@@ -137,7 +132,7 @@ def fit_linear(latent_dim: int, moments: DataMoments, parts: Parts) -> Fitted:
         latent_dim=latent_dim,
         model=model,
         num_parameters=num_linear_parameters(data_dim, latent_dim),
-        active=_num_active(terms.kl),
+        active=num_active(terms.kl),
         train=train,
         held_out=held_out,
         entropy_sum=entropy_sum,
@@ -196,7 +191,7 @@ class Trainer:
             latent_dim=latent_dim,
             model=best.model,
             num_parameters=num_parameters(best.model),
-            active=_num_active(e.kl_per_latent),
+            active=num_active(e.kl_per_latent),
             train=best.train_elbo,
             held_out=best.held_out_elbo,
             entropy_sum=e.entropy_sum,

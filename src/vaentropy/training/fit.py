@@ -103,7 +103,7 @@ def fit(
         max_rollbacks: how often training may go back before it gives up.
         compile: steps by torch.compile, which takes 5 to 20 s to begin with and needs a C++ compiler on the CPU (where
             it fails, training goes on without it and the log says so); None compiles on the CPU from 50,000 steps on,
-            where it pays.
+            where it pays. On a GPU steps are recorded as CUDA graphs as well, with None too, unless it is False.
         precision: "bf16" runs the networks in bfloat16 (autocast), for GPUs and CPUs that have it; weights, densities,
             entropies and sums stay in the model's dtype, and evaluations are in it throughout.
         missing: "ignore" takes NaN for a missing value, which the likelihood leaves out; "error" refuses it.

@@ -125,11 +125,11 @@ class Loop:
             Interrupted: by a signal, after a checkpoint.
         """
         try:
-            while not self.state.progress.finished:
-                self._epoch()
-            if self.course.history.train is None:
+            if self.state.progress.finished:
                 # Resumed after the end: everything is there but the evaluations, which no checkpoint holds.
                 self.course.evaluate()
+            while not self.state.progress.finished:
+                self._epoch()
         except Interrupted as interrupted:
             if interrupted.at_once or self.checkpoints is None:
                 raise

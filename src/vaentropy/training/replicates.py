@@ -17,7 +17,7 @@ from vaentropy.checks import require_function, require_instance, require_seed
 from vaentropy.data.conditioned import ConditionedRows
 from vaentropy.data.given import Data
 from vaentropy.data.source import Source
-from vaentropy.errors import UsageError, shown
+from vaentropy.errors import ModelError, UsageError, shown
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.likelihoods import Likelihood
 from vaentropy.passes import check_log_jacobian
@@ -78,9 +78,9 @@ def fit_replicates(
     computation; where one model's batch is enough work for the CPU, they are trained one after the other. On a GPU as
     many go together as there is memory for.
 
-    A model that diverges goes back to the end of its last good epoch and stays there, as its `History.stopped` says;
-    the others go on. There are no checkpoints, rollbacks, `patience` or `plateau`: use `fit` for these, as for
-    `compile` and `precision`.
+    A model that diverges goes back to the end of its last good epoch and stays there, as its `History.stopped` says
+    (where even these weights have no finite ELBO, `train` is None); the others go on. There are no checkpoints,
+    rollbacks, `patience` or `plateau`: use `fit` for these, as for `compile` and `precision`.
 
     Args:
         models: of the same layers, device and dtype; without dropout or other randomness of their own.
@@ -347,4 +347,10 @@ def _stop(course: Course, elbo: float) -> None:
         f"the learning rate (now {settings.learning_rate:g}), or clip gradients (clip_norm=...)"
     )
     logger.warning("the model of seed %d stops: %s", settings.seed, reason)
-    course.stop(reason)
+    try:
+        course.stop(reason)
+    except ModelError as error:
+        # Weights that were good at the end of an epoch may have no finite ELBO under other draws; the others go on.
+        course.history.stopped = course.progress.stopped
+        course.progress.finished = True
+        logger.warning("the model of seed %d has no evaluation: %s", settings.seed, error)
