@@ -77,7 +77,7 @@ class Applied(nn.Module):
         self,
         x: Num[Tensor, "N *data"],
         *,
-        condition: Num[Tensor, "*N k"] | None = None,
+        condition: Num[Tensor, "*n k"] | None = None,
         missing: Literal["error", "ignore"] = "error",
         batch_size: int = BATCH_SIZE,
     ) -> Float[Tensor, "N H"]:
@@ -107,7 +107,7 @@ class Applied(nn.Module):
         self,
         z: Float[Tensor, "N H"],
         *,
-        condition: Num[Tensor, "*N k"] | None = None,
+        condition: Num[Tensor, "*n k"] | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> Float[Tensor, "N *data"]:
         """Means of p(x|z), (N, *data_shape), of z (N, H); `condition` is that of `encode`."""
@@ -120,7 +120,7 @@ class Applied(nn.Module):
         self,
         x: Num[Tensor, "N *data"],
         *,
-        condition: Num[Tensor, "*N k"] | None = None,
+        condition: Num[Tensor, "*n k"] | None = None,
         missing: Literal["error", "ignore"] = "error",
         batch_size: int = BATCH_SIZE,
     ) -> Float[Tensor, "N *data"]:
@@ -133,7 +133,7 @@ class Applied(nn.Module):
         self,
         num_samples: int,
         *,
-        condition: Num[Tensor, "*N k"] | None = None,
+        condition: Num[Tensor, "*n k"] | None = None,
         noise: bool = False,
         seed: int = 0,
         batch_size: int = BATCH_SIZE,

@@ -19,6 +19,9 @@ from vaentropy.rows import as_tensor, require_finite
 
 __all__ = ["DataMoments", "Moment", "merge"]
 
+# A combination of standardised features whose variance is below this, relative to the largest, is constant.
+SAME = 1e-10
+
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """numerator / denominator, 0 where the denominator is 0 (an element that has no data yet)."""
@@ -223,11 +226,13 @@ class DataMoments:
         """
         if not width:
             return self, 0
-        of_x, between = self.covariance[:-width, :-width], self.covariance[:-width, -width:]
-        # One-hot labels sum to 1: one direction of them does not vary.
-        predictors = self.covariance[-width:, -width:]
-        explained = between @ torch.linalg.pinv(predictors, hermitian=True) @ between.T
-        rank = int(torch.linalg.matrix_rank(predictors, hermitian=True))
+        scale = self.covariance.diagonal()[-width:].clamp(min=0).sqrt()
+        scale = torch.where(scale > 0, scale, 1.0)
+        of_x, between = self.covariance[:-width, :-width], self.covariance[:-width, -width:] / scale
+        predictors = self.covariance[-width:, -width:] / torch.outer(scale, scale)
+        # One-hot labels sum to 1: one direction of them does not vary, but for rounding.
+        explained = between @ torch.linalg.pinv(predictors, rtol=SAME, hermitian=True) @ between.T
+        rank = int(torch.linalg.matrix_rank(predictors, rtol=SAME, hermitian=True))
         return DataMoments(torch.zeros_like(self.mean[:-width]), of_x - explained, self.num_points), rank
 
     def merge(self, other: "DataMoments") -> "DataMoments":
