@@ -94,11 +94,12 @@ def names():
 def test_the_code_runs(names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vaentropy.studies.experiments.linear_pca.EPOCHS", 50)
-    assert len(BLOCKS) == 16
+    assert len(BLOCKS) == 17
     left_out = [] if names["scvi_model"] else ["from_scvi"]
     assert [printed for printed, _ in run(ROOT / "README.md", names, left_out=left_out)]
     assert names["new"].shape == (16, 64)
     assert names["diagnosis"].findings[0].kind == "fixed_variance" and names["smaller"].latent_shape == (1,)
+    assert names["threes"].shape == (16, 64) and names["z"].shape == (1438, 2)
     assert [row["step"] for row in names["callback"].history] == [2, 4]
     assert names["callback"].evaluation.num_points == 20
     assert names["selection"].supported == 2 and len(names["histories"]) == 8

@@ -107,7 +107,8 @@ def evaluate(
     Args:
         model: anything with `posterior(x)`, `prior()` and `likelihood(z)`.
         data: (N, *data_shape), a tensor, array or data frame; a `Source` or map-style torch Dataset, read shard by
-            shard; or an iterable of batches (a DataLoader), each the data or [data, labels].
+            shard; or an iterable of batches (a DataLoader), each the data or [data, labels]. For a conditional model
+            `given(x, c)`, or batches [data, condition].
         expectation: how to average over the posterior.
         batch_size: rows per forward pass; None takes more of small ones. An iterable brings its own.
         sample_weight: (N,), at least 0, in the order of the data; None means 1.

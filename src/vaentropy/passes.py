@@ -12,11 +12,13 @@ import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_count, require_function
+from vaentropy.conditions import bound_to, packed, require_conditions
+from vaentropy.data.conditioned import side_by_side
 from vaentropy.data.given import Data, as_rows
 from vaentropy.errors import DataError, UsageError, shown
 from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import in_mode
-from vaentropy.rows import REMEDY, as_tensor, fill_missing, require_finite, rows_of
+from vaentropy.rows import REMEDY, as_tensor, fill_missing, require_finite
 from vaentropy.seeding import GlobalDraws, generator_of
 
 __all__ = ["Batch", "Missing", "Pass", "bound_pair", "check_log_jacobian", "each_batch"]
@@ -135,6 +137,7 @@ class Batch:
         weights: (B,) of the data points; None means 1.
         generator: of all noise of the pass, on the device of `x`: a batch continues where the one before ended.
         padding: how many of the last rows only fill the batch up, with weight 0.
+        condition: (B, k) that the model is given; None without one.
     """
 
     model: LatentVariableModel
@@ -144,6 +147,13 @@ class Batch:
     weights: Tensor | None
     generator: torch.Generator
     padding: int = 0
+    condition: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """x, NaN where a value is missing, with its condition if there is one: what the batch was made of."""
+        x = self.x if self.observed is None else self.x.masked_fill(~self.observed, math.nan)
+        return x if self.condition is None else side_by_side(x, self.condition)
 
 
 def _require_model(model: object) -> None:
@@ -243,16 +253,18 @@ class Pass(ABC):
             UsageError: the pass is not `running`, or there are fewer weights than data points.
         """
         if self._bind is None:
-            return self.count(self._model, rows_of(given))
+            bound, x, condition = bound_to(self._model, packed(self._model, given))
+            return self.count(bound, x, condition=condition)
         return self.count(*bound_pair(self._bind(given)))
 
-    def count(self, bound: LatentVariableModel, x: Tensor, *, padding: int = 0) -> int:
+    def count(self, bound: LatentVariableModel, x: Tensor, *, padding: int = 0, condition: Tensor | None = None) -> int:
         """Count a batch, of which the model and the data are known; return its number of rows.
 
         Args:
             bound: the model of this batch.
             x: (B, *data_shape).
             padding: how many of its last rows are copies that only fill it up, and count for nothing.
+            condition: (B, k) that the pass's own model is given in `bound`; None without one.
 
         Raises:
             DataError: the data are not finite numbers.
@@ -274,8 +286,9 @@ class Pass(ABC):
         self._any_observed = self._any_observed or _any_observed(observed, weights)
         if x.device not in self._generators:
             self._generators[x.device] = torch.Generator(x.device).manual_seed(self._seed)
-        with in_mode(bound, self.mode) if bound is not self._model else nullcontext():
-            self.measure(Batch(bound, x, observed, jacobian, weights, self._generators[x.device], padding))
+        own = bound is self._model or condition is not None
+        with nullcontext() if own else in_mode(bound, self.mode):
+            self.measure(Batch(bound, x, observed, jacobian, weights, self._generators[x.device], padding, condition))
         self.data_shape, self._seen = tuple(x.shape[1:]), self._seen + len(x)
         self.num_points += len(x) - padding
         return len(x)
@@ -318,6 +331,8 @@ class Pass(ABC):
         if batch_size is not None:
             require_count("batch_size", batch_size)
         require_function("on_batch", on_batch)
+        if self._bind is None:
+            require_conditions(self._model, data, "data")
         torch.empty(KEPT_BYTES, dtype=torch.uint8, device="cpu")
         with self.running():
             for given in self._drawn_apart(_batches(data, batch_size, self._device)):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vaentropy._typing import Tensor
+from vaentropy.conditions import condition_width
 from vaentropy.data.given import Data
 from vaentropy.diagnosis.gradients import GradientCheck, StepCheck, gradient_check, trainable
 from vaentropy.diagnosis.latents import Collapse, Latents, latents_of
@@ -313,7 +314,7 @@ def _linear_elbo(reading: Reading, data: Data, train: Evaluation) -> float | str
 
     def wait(batch: Batch) -> None:
         # A covariance costs as much for few rows as for as many as there are features.
-        waiting.append(batch.x.flatten(1).cpu())
+        waiting.append(batch.rows.flatten(1).cpu())
         if sum(map(len, waiting)) >= num_features:
             count()
 
@@ -321,11 +322,14 @@ def _linear_elbo(reading: Reading, data: Data, train: Evaluation) -> float | str
     if waiting:
         count()
     assert statistics is not None
+    # Given c it is probabilistic PCA of what a regression on c leaves.
+    statistics, num_predictors = statistics.given_last(condition_width(reading.model))
     try:
         linear = LinearVAE.optimum(statistics, num_latents)
     except UsageError as error:  # σ² = 0: data that lie in a subspace
         return str(error).split(";")[0]
-    num_parameters = num_features * (num_latents + 1) + 1 - num_latents * (num_latents - 1) // 2
+    num_means = num_latents + 1 + num_predictors
+    num_parameters = num_features * num_means + 1 - num_latents * (num_latents - 1) // 2
     with torch.no_grad():
         return float(linear.mean_log_likelihood(statistics)) - num_parameters / train.num_points
 

@@ -268,7 +268,7 @@ def _prepare(config: RunConfig, data_folder: str | None = None) -> _Prepared:
     data = load_own(config, folder=data_folder)
     if config.patience and not len(data.held_out):
         raise UsageError(f"patience={config.patience} given without held-out data, expected some to judge by")
-    return _Prepared(data, fingerprints(data), build_model(config, data.data_shape).to(device))
+    return _Prepared(data, fingerprints(data), build_model(config, data.data_shape, data.coding).to(device))
 
 
 def _train(
@@ -336,7 +336,8 @@ def _units(config: RunConfig, data: Dataset) -> str | None:
     """Advice where features lie far from 0 or differ much in scale, which networks cannot make up for."""
     if config.scale is not None or not data.scaling.trivial:
         return None
-    some = first_rows(data.train).double()
+    # Without the condition, which is behind the features.
+    some = first_rows(data.train).double().flatten(1)[:, : math.prod(data.data_shape)]
     mean, deviation = some.nanmean(0), (some - some.nanmean(0)).square().nanmean(0).sqrt()
     varying = deviation[deviation > 0]
     if not varying.numel():
@@ -371,6 +372,7 @@ def _manifest(prepared: _Prepared, status: str) -> dict[str, Any]:
             "description": data.description,
             "data_shape": data.data_shape,
             "columns": data.columns,
+            **({} if data.coding is None else {"condition": data.coding.to_dict()}),
             "num_train": len(data.train),
             "num_held_out": len(data.held_out),
             **prints,
