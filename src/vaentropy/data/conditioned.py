@@ -96,10 +96,13 @@ def as_condition(condition: Any) -> Tensor:
     Raises:
         DataError: it is something else, or not finite.
     """
-    c = as_tensor(condition)
+    how = "one_hot(labels) makes them of labels"
+    try:
+        c = as_tensor(condition)
+    except DataError as error:
+        raise DataError(f"for the condition {error}; {how}") from error
     c = c.unsqueeze(1) if c.ndim == 1 else c
     if c.ndim != 2 or c.shape[1] == 0:
-        how = "one_hot(labels) makes them of labels"
         raise DataError(f"a condition of shape {tuple(c.shape)} given, expected one row of numbers per point; {how}")
     c = c if c.is_floating_point() else c.double()
     require_finite(c, "the condition")
