@@ -685,7 +685,7 @@ CONDITIONS = [
     calling("condition-select-linear", lambda: ve.select(ve.given(X, C), model="linear"), "linear", "condition"),
     calling("condition-one-hot", lambda: ve.data.one_hot([0.5]), "whole numbers or texts"),
     calling("condition-one-hot-none", lambda: ve.data.one_hot(NONE), "expected (N,)"),
-    calling("condition-one-hot-categories", lambda: ve.data.one_hot([1], OTHER), "1", "expected one of"),
+    calling("condition-one-hot-categories", lambda: ve.data.one_hot([1], OTHER), "categories='other'", "range(10)"),
     calling("condition-columns-number", lambda: ve.data.load(frame(a=[1, 2]), condition=[3]), "condition=[3]", "names"),  # type: ignore[list-item]
     calling("condition-columns-type", lambda: ve.data.load(frame(a=[1, 2]), condition=3), "condition=3", "names"),  # type: ignore[arg-type]
     calling("condition-columns-of-array", lambda: ve.data.load(X, condition="a"), "for a table", "ve.given"),
