@@ -10,7 +10,7 @@ from torch import Tensor
 from vaentropy.data.given import as_rows
 from vaentropy.data.source import Rows, Source
 from vaentropy.errors import DataError, UsageError
-from vaentropy.rows import as_tensor, require_finite
+from vaentropy.rows import as_tensor, frame_columns, require_finite
 
 __all__ = ["Conditioned", "ConditionedRows", "as_condition", "given", "side_by_side"]
 
@@ -87,7 +87,8 @@ def given(x: Any, condition: Any) -> Source:
         raise DataError(f"{len(c)} conditions given for {len(rows)} data points, expected one for each")
     if isinstance(rows, Source):
         return Conditioned(rows, c)
-    return ConditionedRows(side_by_side(rows, c), tuple(rows.shape[1:]))
+    columns = [name for name, _ in frame_columns(x) or ()]
+    return ConditionedRows(side_by_side(rows, c), tuple(rows.shape[1:]), columns=columns)
 
 
 def as_condition(condition: Any) -> Tensor:
