@@ -4,6 +4,7 @@ import copy
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -381,6 +382,24 @@ def test_select_gives_candidates_their_condition(data):
         ve.select(data, model=lambda h: ve.vae1(D, h, condition=2), **options)
     with pytest.raises(UsageError, match="linear"):
         ve.select(data, latent_dims=[1, 2], model="linear")
+
+
+def test_select_refuses_held_out_rows_with_other_conditions(data):
+    """Also where rows are as wide as those to train on, with a condition that is not."""
+    x, c = data.rows[:, :D], data.rows[:, D:]
+    for held_out, says in (
+        (x, f"held_out with a condition of width 0 given, expected {c.shape[1]}"),
+        (ve.given(x[:, :-1], torch.cat([x[:, -1:], c], 1)), "held_out of shape"),
+        (ve.given(x, c[:, 1:]), f"width {c.shape[1] - 1} given, expected {c.shape[1]}"),
+    ):
+        with pytest.raises(DataError, match=says):
+            ve.select(ve.given(x, c), held_out=held_out, latent_dims=(1, 2), epochs=1, progress=False)
+
+
+def test_columns_of_a_frame_keep_their_names(data):
+    names = tuple("abcde")
+    frame = pd.DataFrame(data.rows[:, :D].numpy(), columns=list(names))
+    assert look(small().float(), ve.given(frame, data.rows[:, D:])).columns == names
 
 
 def test_pictures_are_those_of_each_points_condition(data):

@@ -7,6 +7,7 @@ shuffles and stores rows need not know of it; `split_rows` takes them apart wher
 import math
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import nn
 from torch.distributions import Distribution
 
@@ -15,7 +16,7 @@ from vaentropy.data.conditioned import as_condition, side_by_side
 from vaentropy.data.source import Source
 from vaentropy.errors import DataError, UsageError
 from vaentropy.model import LatentVariableModel, placement
-from vaentropy.rows import as_tensor, rows_of
+from vaentropy.rows import as_tensor, require_finite, rows_of
 
 __all__ = [
     "ConditionalModel",
@@ -133,7 +134,11 @@ def checked_condition(model: ConditionalModel, condition: Any, num_rows: int | N
     if c.shape[1] != width or (num_rows is not None and len(c) not in (1, num_rows)):
         raise DataError(f"the condition of shape {tuple(c.shape)} given, expected ({number}, {width}), or ({width},)")
     device, dtype = placement(model)
-    return c.to(device=device, dtype=dtype)
+    if dtype is None or torch.promote_types(c.dtype, dtype) == dtype:
+        return c.to(device=device, dtype=dtype)
+    narrowed = c.to(device=device, dtype=dtype)
+    require_finite(narrowed, "the condition", remedy="scale it to about 1")
+    return narrowed
 
 
 def split_rows(model: Any, rows: Tensor) -> tuple[Tensor, Tensor | None]:

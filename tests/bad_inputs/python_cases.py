@@ -673,15 +673,19 @@ CONDITIONS = [
     calling("condition-features", lambda: ve.fit(conditional(), ve.given(X[:, :2], C)), "(20, 2)", "(N, 3)"),
     calling("condition-rows", lambda: ve.given(X, C[:5]), "5 conditions", "20 data points"),
     calling("condition-nan", lambda: ve.given(X, C * torch.nan), "the condition", "row 0, column 0", "nan"),
-    calling("condition-no-numbers", lambda: ve.given(X, OTHER), "str given as data"),
+    calling("condition-no-numbers", lambda: ve.given(X, OTHER), "the condition", "str given", "one_hot"),
     calling("condition-no-data", lambda: ve.given(OTHER, C), "str given as data"),
     calling("condition-sample", lambda: conditional().sample(3), "no condition", "(N, 2)"),
     calling("condition-sample-width", lambda: conditional().sample(3, condition=C[0, :1]), "(1, 1)", "(2,)"),
+    calling(
+        "condition-encode-huge", lambda: conditional().encode(X, condition=1e300 * C.double()), "the condition", "inf"
+    ),
+    calling("condition-one-hot-number", lambda: ve.data.one_hot([1], 10), "categories=10", "range(10)"),  # type: ignore[arg-type]
     calling("condition-encode-none", lambda: model().encode(X, condition=C), "takes none"),
     calling("condition-select-linear", lambda: ve.select(ve.given(X, C), model="linear"), "linear", "condition"),
     calling("condition-one-hot", lambda: ve.data.one_hot([0.5]), "whole numbers or texts"),
     calling("condition-one-hot-none", lambda: ve.data.one_hot(NONE), "expected (N,)"),
-    calling("condition-one-hot-categories", lambda: ve.data.one_hot([1], OTHER), "1", "expected one of"),
+    calling("condition-one-hot-categories", lambda: ve.data.one_hot([1], OTHER), "categories='other'", "range(10)"),
     calling("condition-columns-number", lambda: ve.data.load(frame(a=[1, 2]), condition=[3]), "condition=[3]", "names"),  # type: ignore[list-item]
     calling("condition-columns-type", lambda: ve.data.load(frame(a=[1, 2]), condition=3), "condition=3", "names"),  # type: ignore[arg-type]
     calling("condition-columns-of-array", lambda: ve.data.load(X, condition="a"), "for a table", "ve.given"),

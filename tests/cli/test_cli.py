@@ -103,6 +103,8 @@ def test_select_trains_with_the_settings_of_train(capfd):
         (["train", "pca", "--latent-dim", "0"], "latent_dim"),
         (["train", "pca", "--hidden", "a,b"], "expected whole numbers with commas"),
         (["train", "pca", "--hidden", "0"], "hidden=(0,)"),
+        (["train", "pca", "--hidden", ""], "expected whole numbers with commas"),
+        (["train", "pca", "--columns", 'a,"b'], "close the quotes"),
         (["train", "pca", "--epochs", "-1"], "epochs=-1"),
         (["train", "pca", "--variances", "free"], "variances='free'"),
         (["train", "pca", "--schedule", "linear"], "schedule='linear'"),

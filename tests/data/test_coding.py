@@ -88,7 +88,31 @@ def test_few_whole_numbers_are_categories_and_many_are_covariates():
         assert load(table, condition="k").coding.width == width
 
 
+def test_whole_numbers_too_large_for_labels_are_a_covariate():
+    table = pd.DataFrame({"x": range(6), "k": [1e20, 2e20] * 3})
+    assert load(table, condition="k").coding.width == 1
+
+
+def test_texts_among_numbers_are_the_same_categories_in_a_file_of_numbers_alone(tmp_path):
+    """As a batch of cells or visits may hold only some of the codes."""
+    codes = ["01", "1", "2.0", "x"]
+    pd.DataFrame({"a": range(8), "code": codes * 2}).to_csv(tmp_path / "all.csv", index=False)
+    coding = load(tmp_path / "all.csv", condition="code").coding
+    pd.DataFrame({"a": range(3), "code": codes[:3]}).to_csv(tmp_path / "some.csv", index=False)
+    some = load(tmp_path / "some.csv", condition=coding, held_out=0.0).train
+    assert some.rows[:, 1:].tolist() == torch.eye(4)[:3].tolist()
+
+    pd.DataFrame({"a": [0, 1], "code": [1, 1]}).to_parquet(tmp_path / "one.parquet")
+    assert (
+        load(tmp_path / "one.parquet", condition=coding, held_out=0.0).train.rows[:, 1:].tolist() == [[0, 1, 0, 0]] * 2
+    )
+    pd.DataFrame({"a": [0, 1], "code": [1, 1.7]}).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(DataError, match=r"'code' is '1\.7'.*expected one of '01', '1'"):
+        load(tmp_path / "other.parquet", condition=coding, held_out=0.0)
+
+
 def test_one_hot():
+    assert torch.equal(one_hot([2, 0], torch.arange(3)), one_hot([2, 0], range(3)))
     assert one_hot(["b", "a", "b"]).tolist() == [[0, 1], [1, 0], [0, 1]]
     assert one_hot(torch.tensor([3, 1]), [1, 2, 3]).tolist() == [[0, 0, 1], [1, 0, 0]]
     assert torch.equal(one_hot(pd.Series([2.0, 5.0])), torch.eye(2, dtype=torch.float64))
@@ -98,6 +122,8 @@ MISTAKES = {
     "other labels": (lambda f: one_hot(["c"], ["a", "b"]), DataError, "'c'.*expected one of 'a', 'b'"),
     "fractions": (lambda f: one_hot([0.5, 1.0]), DataError, "whole numbers or texts"),
     "texts for numbers": (lambda f: one_hot(["a"], [1, 2]), DataError, "texts, expected whole numbers"),
+    "infinite": (lambda f: one_hot([np.inf, 1.0]), DataError, "whole numbers or texts"),
+    "unknown set": (lambda f: load("digts", condition="labels"), UsageError, "unknown data set 'digts'; did you mean"),
     "axes": (lambda f: one_hot([[1, 2]]), DataError, r"\(N,\)"),
     "categories": (lambda f: one_hot([1], [1, 1]), UsageError, "expected different ones"),
     "mixed categories": (lambda f: one_hot([1], [1, "a"]), UsageError, "all numbers or all texts"),

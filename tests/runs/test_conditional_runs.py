@@ -170,6 +170,18 @@ def test_mistakes_are_one_line(run, arguments, says, tmp_path, monkeypatch, caps
     assert not (tmp_path / "z.npy").exists() and not (tmp_path / "new").exists()
 
 
+def test_a_category_that_holds_a_comma_is_written_in_quotes(frame, tmp_path):
+    table = frame.assign(site=frame["site"].replace({"south": "south, by the sea"}))
+    table.to_csv(tmp_path / "t.csv", index=False)
+    config = RunConfig(data=str(tmp_path / "t.csv"), condition=NAMES, hidden=(4,), epochs=1)
+    done = train(config, out=tmp_path / "run", progress=False)
+    arguments = ("--condition", '"south, by the sea", 50', "--out", tmp_path / "z.npy")
+    command("sample", done.folder, "--num-samples", 5, *arguments)
+    one = done.data.coding.encode({"site": np.array(["south, by the sea"]), "age": np.array([50.0])})[0]
+    expected = done.model.sample(5, condition=one)
+    np.testing.assert_allclose(np.load(tmp_path / "z.npy"), expected, rtol=1e-5)
+
+
 def test_a_model_without_condition_takes_none(tmp_path, capsys):
     train(RunConfig(data="digits", hidden=(4,), epochs=1), out=tmp_path / "run", progress=False)
     command("sample", tmp_path / "run", "--condition", "3", "--out", tmp_path / "z.npy", code=2)

@@ -1,5 +1,6 @@
 """Options of the command: those of `train` are made from the fields of `RunConfig`."""
 
+import csv
 from collections.abc import Callable
 from dataclasses import Field, fields
 from typing import Any, get_type_hints
@@ -30,7 +31,7 @@ __all__ = [
 
 
 class CommaSeparated(click.ParamType):
-    """Several values with commas between them.
+    """Several values with commas between them; one that holds a comma itself is in double quotes.
 
     Args:
         kind: of one value, int or str.
@@ -45,7 +46,11 @@ class CommaSeparated(click.ParamType):
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(self.kind(part.strip()) for part in str(value).split(","))
+            # As a line of CSV, so that quotes may hold a comma.
+            parts = next(csv.reader([str(value)], skipinitialspace=True, strict=True), None) or [""]
+            return tuple(self.kind(part.strip()) for part in parts)
+        except csv.Error:
+            self.fail(f"{value!r} given, expected values with commas between them; close the quotes", param, ctx)
         except ValueError:
             self.fail(f"{value!r} given, expected whole numbers with commas between them, such as 50,50", param, ctx)
 

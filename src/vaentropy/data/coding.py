@@ -1,7 +1,7 @@
 """Labels and covariates as numbers: `one_hot`, and `Coding`, which remembers how columns became a condition."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,12 @@ __all__ = ["Coding", "Column", "one_hot"]
 # A column of whole numbers counts as one of categories if it has no more different ones, else as a covariate.
 MOST_CODES = 20
 MOST_CATEGORIES = 1000
+LARGEST_LABEL = 2**53  # above it float64 skips whole numbers
 
 Label = int | str
 
 
-def one_hot(labels: Any, categories: Sequence[Label] | None = None) -> Tensor:
+def one_hot(labels: Any, categories: Iterable[Label] | Tensor | None = None) -> Tensor:
     """Labels as a condition: (N, k), a 1 in the place of each label's category.
 
     Args:
@@ -36,7 +37,7 @@ def one_hot(labels: Any, categories: Sequence[Label] | None = None) -> Tensor:
     if categories is None:
         found = sorted(set(values.tolist()))
     else:
-        found = list(categories)
+        found = _listed(categories)
         kinds = {isinstance(each, str) for each in found}
         if not found or len(set(found)) < len(found) or len(kinds) > 1:
             raise UsageError(f"categories={shown(categories)} given, expected different ones, all numbers or all texts")
@@ -73,7 +74,8 @@ class Column:
         if values.dtype.kind == "U" and not isinstance(self.categories[0], str):
             raise DataError(f"{self.name!r} holds texts, expected whole numbers: {listed(_texts(self.categories))}")
         if values.dtype.kind != "U" and isinstance(self.categories[0], str):
-            values = values.astype(np.int64).astype(str)
+            # Where training saw a text among them, a file of numbers alone has the same categories.
+            values = np.array([str(int(each)) if each == np.floor(each) else str(each) for each in values.tolist()])
         kinds, inverse = np.unique(values, return_inverse=True)
         for kind in kinds.tolist():
             if kind not in positions:
@@ -101,7 +103,7 @@ class Column:
             raise DataError(
                 f"column {name!r} has {len(kinds)} different texts, expected up to {MOST_CATEGORIES}; {how}"
             )
-        if text or (len(kinds) <= MOST_CODES and bool((kinds == np.floor(kinds)).all())):
+        if text or (len(kinds) <= MOST_CODES and _whole(kinds)):
             return cls(name, tuple(kinds.tolist() if text else kinds.astype(np.int64).tolist()))
         scale = float(train.std())
         if not (math.isfinite(scale) and scale > 0):
@@ -131,11 +133,23 @@ def _labels(labels: Any) -> np.ndarray:
     array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if array.dtype.kind == "O" and array.ndim == 1 and all(isinstance(each, str) for each in array.tolist()):
         array = array.astype(str)
-    whole = array.dtype.kind == "f" and bool((array == np.floor(array)).all())
+    whole = array.dtype.kind == "f" and _whole(array)
     if array.ndim != 1 or not len(array) or not (array.dtype.kind in "biuU" or whole):
         given = f"labels of shape {array.shape} and {array.dtype}"
         raise DataError(f"{given} given, expected (N,) whole numbers or texts; covariates are a condition as they are")
     return array if array.dtype.kind == "U" else array.astype(np.int64)
+
+
+def _whole(values: np.ndarray) -> bool:
+    return bool(((values == np.floor(values)) & (np.abs(values) <= LARGEST_LABEL)).all())
+
+
+def _listed(categories: Any) -> list[Label]:
+    if isinstance(categories, Tensor | np.ndarray):
+        categories = categories.tolist()
+    if isinstance(categories, str) or not isinstance(categories, Iterable):
+        raise UsageError(f"categories={shown(categories)} given, expected all of them in order, such as range(10)")
+    return list(categories)
 
 
 def _texts(categories: Sequence[Label]) -> list[str]:
@@ -156,6 +170,11 @@ class Coding:
     def names(self) -> tuple[str, ...]:
         """Of the columns."""
         return tuple(column.name for column in self.columns)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Names of the columns whose categories are texts."""
+        return tuple(c.name for c in self.columns if c.categories and isinstance(c.categories[0], str))
 
     @property
     def width(self) -> int:

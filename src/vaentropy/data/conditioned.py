@@ -10,7 +10,7 @@ from torch import Tensor
 from vaentropy.data.given import as_rows
 from vaentropy.data.source import Rows, Source
 from vaentropy.errors import DataError, UsageError
-from vaentropy.rows import as_tensor, require_finite
+from vaentropy.rows import as_tensor, frame_columns, require_finite
 
 __all__ = ["Conditioned", "ConditionedRows", "as_condition", "given", "side_by_side"]
 
@@ -87,7 +87,8 @@ def given(x: Any, condition: Any) -> Source:
         raise DataError(f"{len(c)} conditions given for {len(rows)} data points, expected one for each")
     if isinstance(rows, Source):
         return Conditioned(rows, c)
-    return ConditionedRows(side_by_side(rows, c), tuple(rows.shape[1:]))
+    columns = [name for name, _ in frame_columns(x) or ()]
+    return ConditionedRows(side_by_side(rows, c), tuple(rows.shape[1:]), columns=columns)
 
 
 def as_condition(condition: Any) -> Tensor:
@@ -96,10 +97,13 @@ def as_condition(condition: Any) -> Tensor:
     Raises:
         DataError: it is something else, or not finite.
     """
-    c = as_tensor(condition)
+    how = "one_hot(labels) makes them of labels"
+    try:
+        c = as_tensor(condition)
+    except DataError as error:
+        raise DataError(f"for the condition {error}; {how}") from error
     c = c.unsqueeze(1) if c.ndim == 1 else c
     if c.ndim != 2 or c.shape[1] == 0:
-        how = "one_hot(labels) makes them of labels"
         raise DataError(f"a condition of shape {tuple(c.shape)} given, expected one row of numbers per point; {how}")
     c = c if c.is_floating_point() else c.double()
     require_finite(c, "the condition")

@@ -159,7 +159,11 @@ def _raw_condition(
         if wanted != (LABELS,):
             raise UsageError(f"condition={shown(condition)} given for {path}, expected 'labels', its only one")
         return None, exclude
-    raw = plain_columns(given if path is None else Path(os.path.expanduser(path)), wanted)
+    table = given if path is None else Path(os.path.expanduser(path))
+    if isinstance(table, Path) and not table.exists():
+        return None, exclude  # `_find` says so
+    texts = condition.texts if isinstance(condition, Coding) else ()
+    raw = plain_columns(table, wanted, texts=texts)
     return raw, (*((exclude,) if isinstance(exclude, str) else exclude), *wanted)
 
 

@@ -170,9 +170,8 @@ def _parts(data: Any, held_out: Any, seed: int, missing: str) -> Parts:
         held_out = HELD_OUT if own is None else own.held_out
     if not isinstance(held_out, int | float):
         chosen = _rows(held_out, "held_out", missing)
-        if len(chosen) and _shape(chosen)[1:] != _shape(rows)[1:]:
-            expected = ", ".join(map(str, _shape(rows)[1:]))
-            raise DataError(f"held_out of shape {_shape(chosen)} given, expected (M, {expected}) as data have")
+        if len(chosen):
+            _require_alike(chosen, rows)
         return Parts(rows, chosen if len(chosen) else None)
     fraction = float(held_out)
     if isinstance(rows, Tensor):
@@ -203,14 +202,31 @@ def _shape(rows: Tensor | Source) -> tuple[int, ...]:
     return tuple(rows.shape) if isinstance(rows, Tensor) else (len(rows), *rows.data_shape)
 
 
+def _require_alike(held_out: Tensor | Source, rows: Tensor | Source) -> None:
+    if (shape := _features_shape(rows)) != (other := _features_shape(held_out)):
+        given = f"held_out of shape {(len(held_out), *other)} given"
+        raise DataError(f"{given}, expected (M, {', '.join(map(str, shape))}) as data have")
+    if (width := _condition_width(rows)) != (other := _condition_width(held_out)):
+        given = f"held_out with a condition of width {other} given"
+        raise DataError(f"{given}, expected {width} as data have; pass ve.given(x, condition) for both, or for none")
+
+
+def _features_shape(rows: Tensor | Source) -> tuple[int, ...]:
+    return tuple(rows.shape[1:]) if isinstance(rows, Tensor) else rows.features_shape
+
+
+def _condition_width(rows: Tensor | Source) -> int:
+    return 0 if isinstance(rows, Tensor) else rows.condition_width
+
+
 def _description(data: Any) -> str:
     return f"{data.name} ({data.description})" if isinstance(data, Dataset) else ""
 
 
 def _checked(model: Any, candidates: Sequence[int], rows: Tensor | Source, seed: int) -> Make:
     """What makes a new model of the rows for a latent_dim; tried once for each candidate before any is trained."""
-    data_shape = _shape(rows)[1:] if isinstance(rows, Tensor) else rows.features_shape
-    width = 0 if isinstance(rows, Tensor) else rows.condition_width
+    data_shape = _features_shape(rows)
+    width = _condition_width(rows)
     if isinstance(model, str):
         if model not in FAMILIES:
             known = (LINEAR, *FAMILIES)

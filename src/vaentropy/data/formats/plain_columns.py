@@ -1,6 +1,7 @@
 """Some columns of a table, numbers or texts, in memory: what a condition is made of."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from vaentropy.rows import frame_columns
 __all__ = ["plain_columns"]
 
 
-def plain_columns(table: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+def plain_columns(table: Any, names: Sequence[str], *, texts: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Columns (N,) of a .csv, .csv.gz or .parquet file, a folder of Parquet files or a data frame.
 
     Args:
         table: a path, or the frame.
         names: of the columns.
+        texts: those of them whose texts stay texts, numbers too.
 
     Returns:
         By name, float64, or texts where a value is no number.
@@ -40,10 +42,10 @@ def plain_columns(table: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
         raise UsageError(f"{what}: a condition by names of columns given, which is for a table; pass ve.given(x, c)")
     parquet = table.is_dir() or table.name.lower().endswith(".parquet")
     read = parquet_table(table, names) if parquet else csv_texts(table, names)
-    return {name: _checked(_of_arrow(read[name]), name, str(table)) for name in names}
+    return {name: _checked(_of_arrow(read[name], name in texts), name, str(table)) for name in names}
 
 
-def _of_arrow(column: Any) -> np.ndarray:
+def _of_arrow(column: Any, as_text: bool) -> np.ndarray:
     try:
         import pyarrow
         from pyarrow import compute
@@ -54,10 +56,10 @@ def _of_arrow(column: Any) -> np.ndarray:
         column = column.cast(kind.value_type)
     if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
         trimmed = compute.utf8_trim_whitespace(column)  # type: ignore[attr-defined]
-        try:
-            return trimmed.cast(pyarrow.float64()).to_numpy()
-        except pyarrow.ArrowInvalid:
-            return _array(trimmed.to_numpy())
+        if not as_text:
+            with suppress(pyarrow.ArrowInvalid):
+                return trimmed.cast(pyarrow.float64()).to_numpy()
+        return _array(trimmed.to_numpy())
     try:
         return column.cast(pyarrow.float64(), safe=False).to_numpy()
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError):
