@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import safetensors.torch
 import torch
@@ -14,8 +14,9 @@ from vaentropy import errors
 from vaentropy._typing import Tensor
 from vaentropy.errors import TrainingError, VaentropyError
 
-__all__ = ["Packet", "World", "found", "packed", "part_of_batch", "unpacked", "whole_largest", "whole_mean"]
+__all__ = ["ALONE", "Packet", "World", "found", "packed", "part_of_batch", "unpacked", "whole_largest", "whole_mean"]
 
+Held = TypeVar("Held")
 CPU = torch.device("cpu")
 ABOUT = "about"  # the name under which a packet has its values beside the tensors
 
@@ -147,12 +148,29 @@ class World:
             raise getattr(errors, values["error"], TrainingError)(values["text"])
         return Packet(tensors, values["values"])
 
+    @contextmanager
+    def held(self, hold: Callable[[], AbstractContextManager[Held]], path: Callable[[Held], str]) -> Iterator[str]:
+        """Hold something in the first process while all go on.
+
+        Args:
+            hold: what to enter there.
+            path: of what it gives; all get it.
+
+        Raises:
+            VaentropyError: in all, where it cannot be held.
+        """
+        with ExitStack() as stack:
+            yield self.from_first(lambda: Packet({}, path(stack.enter_context(hold())))).values
+
     def _broadcast(self, content: Tensor) -> Tensor:
         length = torch.tensor([len(content)], device=self.device)
         self.spread(length)
         message = content.to(self.device) if self.first else content.new_empty(int(length), device=self.device)
         self.spread(message)
         return message
+
+
+ALONE = World()
 
 
 def found(device: torch.device | None = None) -> World:
@@ -162,7 +180,7 @@ def found(device: torch.device | None = None) -> World:
         device: of the model; None means the CPU.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return World()
+        return ALONE
     on_cpu = "cpu" in dist.get_backend_config()
     messages = CPU if on_cpu else device if device is not None and device.type == "cuda" else torch.device("cuda")
     return World(dist.get_rank(), dist.get_world_size(), messages)

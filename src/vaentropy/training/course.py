@@ -13,7 +13,7 @@ from vaentropy._typing import Tensor
 from vaentropy.calibration import optimal_factors
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation
-from vaentropy.processes import World
+from vaentropy.processes import ALONE, World
 from vaentropy.results import Evaluation
 from vaentropy.training.data import TrainingData
 from vaentropy.training.floor import at_floor
@@ -66,7 +66,7 @@ class Course:
     interruption: Interruption
     keep_best: Callable[[], None] = _nothing
     put_back_best: Callable[[], None] = _nothing
-    world: World = World()
+    world: World = ALONE
 
     def __post_init__(self) -> None:
         self.history = History()

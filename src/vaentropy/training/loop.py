@@ -9,7 +9,7 @@ import torch
 from vaentropy._typing import Tensor
 from vaentropy.errors import TrainingError
 from vaentropy.expectation import Nodes
-from vaentropy.processes import Packet, World
+from vaentropy.processes import ALONE, Packet, World
 from vaentropy.progress import Report
 from vaentropy.training.checkpoint import Checkpoints
 from vaentropy.training.compiling import COMPILING_PAYS, Compiled
@@ -63,7 +63,7 @@ class Loop:
     checkpoints: Checkpoints | None = None
     on_epoch: Callable[[Row], None] | None = None
     on_divergence: Callable[["Loop", float], None] | None = None
-    world: World = World()
+    world: World = ALONE
 
     def __post_init__(self) -> None:
         if self.checkpoints is not None and not self.world.first:
@@ -184,9 +184,7 @@ class Loop:
         factor, num_rows = self.course.rate(progress.step), len(batch)
         for group, highest in zip(state.optimizer.param_groups, self.highest_rates, strict=True):
             group["lr"] = highest * factor
-        nodes = settings.expectation.nodes(
-            num_rows, state.model.latent_shape, generator=state.noise, dtype=batch.dtype
-        )
+        nodes = settings.expectation.nodes(num_rows, state.model.latent_shape, generator=state.noise, dtype=batch.dtype)
         if isinstance(self.gradients, Shared):
             batch, nodes = self._own(self.gradients, batch, nodes)
         observed = None
