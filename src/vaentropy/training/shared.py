@@ -190,7 +190,7 @@ def _require_same(
     now = {
         "data": f"{data.num_points} rows, {data.describe()['data']}",
         "held_out": held_out_now,
-        "the model's weights": weights.hexdigest(),
+        "the model": weights.hexdigest(),
         **settings.describe(),
     }
     first = world.from_first(lambda: Packet({}, now)).values
@@ -198,6 +198,6 @@ def _require_same(
     last = int(world.largest(torch.tensor([max(others, default=-1)], device=world.device)))
     if last >= 0:
         raise UsageError(
-            f"{list(now)[last]} differs between {world.size} processes, expected one training that all take part in; "
+            f"{list(now)[last]} is not the same in {world.size} processes, expected one training for all; "
             "give them the same (seed where you make the model), or call fit without a process group"
         )
