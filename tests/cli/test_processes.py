@@ -84,14 +84,15 @@ def test_a_signal_to_one_stops_all_and_one_says_so(alone, tmp_path):
     processes[1].send_signal(signal.SIGTERM)
     (first, out, err), (second, *silent) = ended(processes)
     assert (first, second, out, silent) == (143, 143, "", ["", ""])
-    assert err.startswith("vaentropy: interrupted after step ") and err.count("\n") == 1
-    assert err.endswith(f"go on with: vaentropy train --resume {run}\n")
+    # click ends the line of the ^C.
+    assert err.strip().startswith("vaentropy: interrupted after step ") and err.strip().count("\n") == 0
+    assert err.strip().endswith(f"go on with: vaentropy train --resume {run}")
     assert json.loads((run / "manifest.json").read_text())["status"] == "interrupted"
 
 
 @pytest.mark.slow
 def test_two_go_on_with_what_one_began(alone, tmp_path):
-    run, many = tmp_path / "run", [*SETTINGS, "--epochs", "2000", "--checkpoint-every", "20"]
+    run, many = tmp_path / "run", [*SETTINGS, "--epochs", "400", "--checkpoint-every", "20"]
     (process,) = start("train", str(alone / "data.npy"), *many, "--out", str(run), size=1)
     wait_for(run / "history.jsonl")
     process.send_signal(signal.SIGINT)
@@ -100,7 +101,7 @@ def test_two_go_on_with_what_one_began(alone, tmp_path):
     (first, out, _), (second, *silent) = ended(start("train", "--resume", str(run), "--no-report", "--json"))
     assert (first, second, silent) == (0, 0, ["", ""])
     assert json.loads(out)["run"] == str(run)
-    assert (run / "history.jsonl").read_text().count("\n") == 2000
+    assert (run / "history.jsonl").read_text().count("\n") == 400
 
 
 @pytest.mark.slow
@@ -136,8 +137,9 @@ def test_a_process_that_is_killed_ends_all(alone, tmp_path, killed):
     results = ended(processes)
     status, out, err = results[1 - killed]
     assert (results[killed][0], status, out) == (-signal.SIGKILL, 2, "")
+    # Beside lines of torch's own.
+    assert f"vaentropy: process {1 - killed} of 2 has lost another one" in err and err.count("vaentropy: ") == 1
     if killed == 1:
-        assert err.startswith("vaentropy: process 0 of 2 has lost another one") and err.count("\n") == 1
         assert json.loads((run / "manifest.json").read_text())["status"].startswith("failed: process 0 of 2")
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
-from vaentropy.errors import UsageError, VaentropyError, shown
+from vaentropy.errors import TrainingError, UsageError, VaentropyError, shown
 
 __all__ = ["launched"]
 
@@ -76,15 +76,14 @@ def _begin() -> Any:
 
 def _speaks(error: BaseException, rank: int, store: Any) -> bool:
     """Whether this process says what has happened: of a signal the first one, of all else whoever meets it first."""
-    with suppress(Exception):  # of a store that has ended with the first process
-        if isinstance(error, KeyboardInterrupt):
-            if rank == 0:
-                store.set(ENDED, "1")
-                return True
-            store.wait([ENDED], PATIENCE)
-            return False
-        return store.add(FAILED, 1) == 1
-    return rank == 0
+    interrupted = isinstance(error, KeyboardInterrupt)
+    try:
+        if not interrupted:
+            return store.add(FAILED, 1) == 1
+        store.set(ENDED, "1") if rank == 0 else store.wait([ENDED], PATIENCE)
+        return rank == 0
+    except RuntimeError:  # the store has ended with the first process
+        return rank == 0 or (isinstance(error, TrainingError) and not interrupted)
 
 
 def _status(error: BaseException) -> int:
