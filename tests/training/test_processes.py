@@ -89,6 +89,15 @@ def test_three_processes_with_batches_of_two_rows(tmp_path):
         same_as_one(name, three[1:])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or not run by make test-gpu")
+def test_two_processes_on_one_gpu_train_what_one_does(tmp_path):
+    """Messages go by gloo: NCCL wants a GPU for each process."""
+    first, second = (process["vae3"][0] for process in in_processes(2, tmp_path, "vae3", device="cuda"))
+    (one,) = in_processes(1, tmp_path, "vae3", device="cuda")
+    assert json.dumps(first) == json.dumps(second)
+    alike(first, one["vae3"][0], **CLOSE)
+
+
 # --- Who does what ----------------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ from vaentropy.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from vaentropy.priors import LearnedNormal
 from vaentropy.training import Checkpoints, fit, warmup
 
+DEVICE = os.environ.get("VAENTROPY_TEST_DEVICE", "cpu")
 X = pca(203, 5, 2, seed=3)[0]
 HELD_OUT = pca(31, 5, 2, seed=4)[0]
 STEPS = 209
@@ -41,7 +42,7 @@ def with_holes(x):
 
 def made(family=vae1, dtype=torch.float64, **options):
     torch.manual_seed(0)
-    return family(5, 2, (8, 8), **options).to(dtype)
+    return family(5, 2, (8, 8), **options).to(DEVICE, dtype)
 
 
 def built(likelihood=None, columns="free", encoder=()):
@@ -295,10 +296,11 @@ def environments(number):
     return [{**os.environ, **there, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
 
 
-def in_processes(number, folder, *names):
+def in_processes(number, folder, *names, device="cpu"):
     """What each of so many processes comes to: values and weights by name, a list with an entry for each process."""
     command = [sys.executable, __file__, str(folder), *names]
-    started = [subprocess.Popen(command, env=environment) for environment in environments(number)]
+    there = {"VAENTROPY_TEST_DEVICE": device}
+    started = [subprocess.Popen(command, env={**environment, **there}) for environment in environments(number)]
     try:
         assert [process.wait(timeout=300) for process in started] == [0] * number
     finally:
@@ -326,7 +328,7 @@ def main(folder, names):
             values = DEEDS[name](Path(folder))
         else:
             model, history = train(name)
-            save_file(model.state_dict(), where.with_suffix(".weights"))
+            save_file({key: value.cpu() for key, value in model.state_dict().items()}, where.with_suffix(".weights"))
             values = kept(model, history)
         where.with_suffix(".json").write_text(json.dumps(values))
     dist.destroy_process_group()

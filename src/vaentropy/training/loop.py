@@ -155,13 +155,12 @@ class Loop:
         progress = self.state.progress
         done = progress.step - progress.rows * len(self.data)
         for batch in self.data.epoch(progress.rows + 1, done) if done < len(self.data) else ():
-            due, signal = self._step(batch)
+            self._step(batch)
             if progress.step - self.shown >= self.show_every:
                 self._show()
-            if due and not self._diverged(self._means()["elbo"]):
+            if self._due_now() and not self._diverged(self._means()["elbo"]):
                 self._checkpoint()
-            if signal is not None:
-                self.interruption.check(signal)
+            self._stop_if_asked()
         means = self._means()
         if not self._diverged(means["elbo"]):
             self._end_epoch(means)
@@ -178,8 +177,7 @@ class Loop:
 
     # Within an epoch.
 
-    def _step(self, batch: Tensor) -> tuple[bool, int | None]:
-        """Whether a checkpoint is due after it, and the signal that has come, if any; the same in all processes."""
+    def _step(self, batch: Tensor) -> None:
         state, settings, progress = self.state, self.settings, self.state.progress
         factor, num_rows = self.course.rate(progress.step), len(batch)
         for group, highest in zip(state.optimizer.param_groups, self.highest_rates, strict=True):
@@ -205,9 +203,17 @@ class Loop:
         )
         state.sums.add(sums, num_rows)
         progress.step += 1
-        if isinstance(self.gradients, Shared):
-            return self.gradients.due, self.gradients.signal
-        return self._due(progress.step), self.interruption.signal
+
+    def _due_now(self) -> bool:
+        """Whether a checkpoint is due after the step, in all processes."""
+        return self.gradients.due if isinstance(self.gradients, Shared) else self._due(self.state.progress.step)
+
+    def _stop_if_asked(self) -> None:
+        """Raise the signal that has come, in all processes after the same step."""
+        if not isinstance(self.gradients, Shared):
+            self.interruption.check()
+        elif self.gradients.signal is not None:
+            self.interruption.check(self.gradients.signal)
 
     def _own(self, gradients: Shared, batch: Tensor, nodes: Nodes) -> tuple[Tensor, Nodes]:
         """This process's rows of a batch, with their noise; and what the step is to tell the others."""

@@ -183,7 +183,7 @@ def _require_same(
     world: World, model: VAE, settings: Settings, data: TrainingData, held_out: TrainingData | None
 ) -> None:
     weights = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     held_out_now = "none" if held_out is None else f"{held_out.num_points} rows, {held_out.describe()['data']}"
