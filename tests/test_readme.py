@@ -99,7 +99,7 @@ def names():
 def test_the_code_runs(names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vaentropy.studies.experiments.linear_pca.EPOCHS", 50)
-    assert len(BLOCKS) == 16
+    assert len(BLOCKS) == 17
     for block in BLOCKS:
         if "from_scvi" in block and names["scvi_model"] is None:
             continue
