@@ -9,7 +9,7 @@ PARALLEL := -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-gpu slow bench coverage lint format clean
+.PHONY: help venv demo test test-gpu slow bench coverage docs lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,10 @@ bench: $(STAMP) ## run the benchmarks, which print ratios to a peer or a floor
 coverage: $(STAMP) ## run all tests and list the lines that none of them reaches
 	$(BIN)/python -m pytest -m "slow or not slow" --cov --cov-report=term-missing
 
+# Every page anew: docstrings and the command's help change without their page. A warning fails.
+docs: $(STAMP) ## build the user guide; it begins at site/index.html and needs no network
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --doctree-dir build/doctrees docs site
+
 lint: $(STAMP) ## check style, formatting and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -58,5 +62,5 @@ format: $(STAMP) ## format the code and repair what can be repaired automaticall
 	$(BIN)/ruff format
 
 clean: ## remove .venv and everything else that is generated; results under runs/ stay
-	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site htmlcov .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis
 	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -10,6 +10,7 @@ from torch import nn
 from vaentropy.calibration import calibrate, fold
 from vaentropy.cli import main
 from vaentropy.data import load, pca
+from vaentropy.data.conditioned import given
 from vaentropy.diagnosis import diagnose
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import GaussHermite
@@ -67,6 +68,23 @@ def test_training_and_evaluation_give_the_numbers_of_the_cpu(x, family, missing)
     for ours, theirs in zip(*results, strict=True):
         assert ours.dtype == theirs.dtype == torch.float64
         torch.testing.assert_close(theirs, ours, rtol=1e-7, atol=1e-7)
+
+
+def test_conditional_models_give_the_numbers_of_the_cpu(x):
+    data, results = given(x[:, :4], x[:, 4:]), []
+    for device in ("cpu", DEVICE):
+        torch.manual_seed(0)
+        model = vae3(4, 2, (8, 8), condition=2).to(device, torch.float64)
+        pair = [copy.deepcopy(model) for _ in range(2)]
+        options = {"epochs": 4, "batch_size": 64, "expectation": NODES, "evaluation_expectation": NODES}
+        fit(model, data, **options)
+        fit_replicates(pair, data, **options)
+        diagnosis = diagnose(model, data, held_out=data, expectation=NODES, progress=False)
+        encoded = model.encode(x[:, :4], condition=x[0, 4:]).cpu()
+        numbers = torch.tensor([diagnosis.train.elbo, diagnosis.gradients.norm], dtype=torch.float64)
+        results.append((weights(model), weights(pair[1]), encoded, numbers))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("likelihood", [Bernoulli(), Poisson()])

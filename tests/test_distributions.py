@@ -78,6 +78,17 @@ def test_the_event_is_all_but_the_first_axis_by_default():
     assert q.variance.shape == (4, 2, 3)
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (3,), (2, 2), (4, 1, 2), (1, 4, 2)])
+def test_a_log_variance_that_does_not_fit(shape):
+    with pytest.raises(ModelError, match=r"log-variance of shape .* for a mean of shape \(4, 2\), expected"):
+        DiagonalNormal(torch.zeros(4, 2), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (1, 2), (4, 1), (1, 1), (4, 2)])
+def test_a_log_variance_that_broadcasts(shape):
+    assert DiagonalNormal(torch.zeros(4, 2), torch.zeros(shape)).variance.shape == (4, 2)
+
+
 def test_nothing_goes_through_exp_and_log():
     log_variance = torch.tensor([[-700.1, 700.3]], dtype=F64)
     q = DiagonalNormal(torch.zeros(1, 2, dtype=F64), log_variance)

@@ -21,6 +21,7 @@ from torch.distributions import (
     Geometric,
     Independent,
     Laplace,
+    LogNormal,
     MixtureSameFamily,
     Normal,
     Poisson,
@@ -509,6 +510,48 @@ def test_loaders_in_random_order_leave_the_global_generator_alone():
     assert_same(shuffled, evaluate(model, x, expectation=Frozen()), 100.0)
 
 
+@pytest.mark.parametrize("model", ["noisy", "drawn"])
+def test_loaders_take_no_draws_from_the_model(model):
+    """Dropout, and draws of z that no noise can become, are the same whatever brings the data."""
+    torch.manual_seed(0)
+    model = Noisy() if model == "noisy" else Toy(0, "laplace", prior="mixture")
+    x = torch.randn(20, 3, dtype=F64) if isinstance(model, Noisy) else model.data(20)
+    whole = evaluate(model, x, batch_size=8, mode="train")
+    for data in (DataLoader(TensorDataset(x), batch_size=8), TensorDataset(x)):
+        assert evaluate(model, data, batch_size=8, mode="train").elbo == whole.elbo
+    with pytest.raises(DataError, match="a batch of type NoneType given"):
+        evaluate(model, [x, None, x])
+
+
+def read_only(array):
+    array = np.array(array)
+    array.flags.writeable = False
+    return array
+
+
+def backwards(array):
+    return np.array(array[::-1])[::-1]
+
+
+def big_endian(array):
+    return np.array(array).astype(">f8")
+
+
+@pytest.mark.parametrize("given", [read_only, backwards, big_endian])
+def test_weights_and_log_jacobians_in_any_memory(given):
+    model, weights = Toy(4), [1.0, 2.0, 0.5, 3.0, 0.0, 1.0, 1.0, 2.0, 2.0, 1.0]
+    x = model.data(10)
+    jacobian = [0.1, -0.2, 0.3]
+    # torch warns once in a process of arrays that cannot be written.
+    torch.set_warn_always(True)
+    try:
+        evaluation = evaluate(model, x, sample_weight=given(weights), log_jacobian=given(jacobian))
+    finally:
+        torch.set_warn_always(False)
+    expected = evaluate(model, x, sample_weight=torch.tensor(weights), log_jacobian=torch.tensor(jacobian, dtype=F64))
+    assert numbers(evaluation) == numbers(expected)
+
+
 def test_bind_brings_context():
     toy = Toy(7)
     x, labels = toy.data(12), torch.arange(12) % 3
@@ -678,17 +721,36 @@ def test_an_accumulator_refuses_what_evaluate_refuses():
     accumulator = Accumulator(toy := Toy(0), sample_weight=torch.ones(7))
     with accumulator.running(), pytest.raises(UsageError, match="7 numbers for more data points"):
         accumulator.take(toy.data(8))
+    with pytest.raises(UsageError, match="a batch given to Accumulator, which is not running; take batches inside"):
+        accumulator.take(toy.data(7))
+
+
+def test_a_prior_without_density_at_the_draws():
+    prior = Independent(LogNormal(torch.zeros(2), 1.0, validate_args=True), 1)
+    model = from_functions(lambda x: (x - 1, x), lambda z: z, variance=1.0, prior=prior)
+    with pytest.raises(ModelError, match=r"^prior\(\) has no density at a draw of the posterior, .* both the same"):
+        evaluate(model, torch.rand(8, 2))
+
+
+def test_batches_of_different_shapes():
+    model = from_functions(lambda x: (x[:, :1], x[:, :1]), lambda z: z.expand(-1, 4), variance=1.0)
+    with pytest.raises(
+        DataError, match=r"a batch of shape \(2, 3\) given after data of shape \(4,\), expected one shape"
+    ):
+        evaluate(model, [torch.ones(5, 4), torch.ones(2, 3)])
 
 
 def test_copies_that_fill_a_batch_up_count_for_nothing():
     model = Toy(4)
     x, expectation = model.data(10), Frozen()
-    accumulator = Accumulator(model, expectation=expectation)
+    accumulator = Accumulator(model, expectation=expectation, pointwise=True)
     with accumulator.running():
         accumulator.count(model, torch.cat([x[:6], x[:2]]), padding=2)
         accumulator.count(model, x[6:])
         accumulator.count(model, x[:3], padding=3)
-    assert_same(accumulator.evaluation(), evaluate(model, x, expectation=expectation), 100.0, leave_out=())
+    evaluation, expected = accumulator.evaluation(), evaluate(model, x, expectation=expectation, pointwise=True)
+    assert_same(evaluation, expected, 100.0, leave_out=())
+    assert torch.allclose(evaluation.pointwise["elbo"], expected.pointwise["elbo"], rtol=1e-12)
 
 
 def test_what_inference_mode_leaves_behind_can_be_trained_with():

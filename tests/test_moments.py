@@ -265,3 +265,15 @@ def test_covariance_of_weighted_parts_is_that_of_the_whole():
     assert np.allclose(merged.covariance.numpy(), whole, rtol=1e-10, atol=0)
     assert np.allclose(merged.mean.numpy(), np.average(x.numpy(), axis=0, weights=weights.numpy()), rtol=1e-12)
     assert merged.num_points == weights.sum()
+
+
+def test_moments_given_labels_are_those_within_each_label():
+    g = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(60, 4, generator=g, dtype=F64), torch.arange(60) % 3
+    x = x + labels.unsqueeze(1)
+    one_hot = torch.nn.functional.one_hot(labels).double()
+    given, rank = DataMoments.of(torch.cat([x, one_hot], 1)).given_last(3)
+    within = torch.cat([x[labels == k] - x[labels == k].mean(0) for k in range(3)])
+    torch.testing.assert_close(given.covariance, within.T @ within / 60)
+    # Three labels, one of which the other two tell.
+    assert rank == 2 and given.num_points == 60 and bool((given.mean == 0).all())

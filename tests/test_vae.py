@@ -835,7 +835,7 @@ def test_what_does_not_fit_is_refused_in_one_line(name):
 @pytest.mark.parametrize("expectation", [MonteCarlo(6), GaussHermite(3)], ids=["draws", "weights"])
 @pytest.mark.parametrize("variance", ["shared", "per_feature", 0.3])
 def test_averages_before_the_last_layer_are_averages_over_nodes(variance, expectation, monkeypatch):
-    """E‖x - μ‖² = ‖x - E μ‖² + tr Cov(μ), where many features come from few."""
+    """(36), where many features come from few."""
     torch.manual_seed(0)
     model = VAE(MLPEncoder(40, (5,)), MLPDecoder((3,)), data_shape=(4, 10), latent_dim=2, likelihood=Gaussian(variance))
     model, x = model.double(), torch.randn(7, 4, 10, dtype=F64)

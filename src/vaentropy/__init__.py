@@ -24,6 +24,7 @@ _HOMES = {
     "fit": "vaentropy.training",
     "fit_replicates": "vaentropy.training",
     "from_functions": "vaentropy.model",
+    "given": "vaentropy.data.conditioned",
     "load": "vaentropy.runs",
     "log_likelihood": "vaentropy.importance",
     "prune": "vaentropy.pruning",
@@ -36,6 +37,7 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from vaentropy.calibration import calibrate as calibrate
+    from vaentropy.data.conditioned import given as given
     from vaentropy.diagnosis import Diagnosis as Diagnosis
     from vaentropy.diagnosis import diagnose as diagnose
     from vaentropy.evaluation import evaluate as evaluate

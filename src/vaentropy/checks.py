@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vaentropy.errors import UsageError, shown
 
 __all__ = [
@@ -119,6 +117,8 @@ def require_variance(value: Any) -> None:
     Raises:
         UsageError: it is something else.
     """
+    import torch  # here, so that the command's help does not wait for it
+
     try:
         given = torch.as_tensor(value)
         positive = bool(((given > 0) & (given < math.inf)).all())

@@ -73,6 +73,7 @@ class RunConfig:
     data_folder: str | None = _setting(None, "Folder with the files of a named data set; default: $VAENTROPY_DATA.")
     columns: tuple[str, ...] = _setting((), "Columns of a table to use, in this order; default: all.")
     exclude: tuple[str, ...] = _setting((), "Columns of a table to leave out, such as labels.")
+    condition: tuple[str, ...] = _setting((), "Columns of a table, or labels, that the model is given; default: none.")
     key: str | None = _setting(None, "Name of the array in a .npz file that holds several.")
     image_size: int | None = _setting(None, "Resize images to so many pixels.")
     crop: int | None = _setting(None, "First cut so many pixels out of the middle of images (CelebA: 148, size 64).")

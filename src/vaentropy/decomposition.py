@@ -180,7 +180,15 @@ def _latents_in_closed_form(q: Distribution, p: Distribution) -> dict[str, Tenso
 
 def _latents_at(q: Distribution, p: Distribution, z: Tensor, sampled: set[str]) -> dict[str, Tensor]:
     """Latent terms at one draw z, for distributions without closed forms."""
-    posterior, prior = factor_terms(q, z), factor_terms(p, z)
+    posterior = factor_terms(q, z)
+    try:
+        prior = factor_terms(p, z)
+    except ValueError as error:
+        if "within the support" not in str(error):
+            raise
+        # torch's own message goes on with all of z.
+        kind = "prior() has no density at a draw of the posterior, expected one wherever the posterior has"
+        raise ModelError(f"{kind}; give both the same support") from error
     if posterior.sampled:
         sampled.add("encoder")
     if prior.sampled:

@@ -74,6 +74,9 @@ class DiagonalNormal(Distribution):
         mean: (*batch, *event).
         log_variance: log of the variance (not of the standard deviation); broadcasts to `mean`; may have a wider dtype.
         event_dim: how many of the last axes are the event; by default all but the first.
+
+    Raises:
+        ModelError: a log-variance that does not broadcast to the mean.
     """
 
     has_rsample = True
@@ -83,10 +86,11 @@ class DiagonalNormal(Distribution):
     ):
         event_dim = mean.ndim - 1 if event_dim is None else event_dim
         split = mean.ndim - event_dim
-        if torch.broadcast_shapes(mean.shape, log_variance.shape) != mean.shape:
-            raise ModelError(
-                f"log-variance of shape {tuple(log_variance.shape)} for a mean of shape {tuple(mean.shape)}"
-            )
+        # From the last axis on: each is that of the mean, or 1.
+        axes = zip(reversed(log_variance.shape), reversed(mean.shape), strict=False)
+        if log_variance.ndim > mean.ndim or any(own not in (1, of_mean) for own, of_mean in axes):
+            given = f"log-variance of shape {tuple(log_variance.shape)} for a mean of shape {tuple(mean.shape)}"
+            raise ModelError(f"{given}, expected one that broadcasts to the mean's")
         self.loc = mean
         # Not expanded: a σ² that all elements share stays one number in what is computed from it.
         self.log_variance = log_variance

@@ -10,6 +10,7 @@ from vaentropy._typing import Tensor
 from vaentropy.checks import require_instance
 from vaentropy.data.given import Data
 from vaentropy.decomposition import decompose
+from vaentropy.errors import DataError
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import Mode
@@ -51,7 +52,14 @@ class Accumulator(Pass):
         self._latent_shape: tuple[int, ...] = ()
 
     def measure(self, batch: Batch) -> None:
-        """Add the terms of a batch."""
+        """Add the terms of a batch.
+
+        Raises:
+            DataError: its data are of another shape than those before.
+        """
+        if self.num_points and tuple(batch.x.shape[1:]) != self.data_shape:
+            given = f"a batch of shape {tuple(batch.x.shape)} given after data of shape {self.data_shape}"
+            raise DataError(f"{given}, expected one shape; evaluate each shape on its own")
         decomposition = decompose(batch.model, batch.x, self.expectation, batch.generator, batch.observed)
         self._sums.add(decomposition.terms, batch, decomposition.scaled)
         self._sampled.update(decomposition.sampled)
@@ -115,7 +123,8 @@ def evaluate(
     Args:
         model: anything with `posterior(x)`, `prior()` and `likelihood(z)`.
         data: (N, *data_shape), a tensor, array or data frame; a `Source` or map-style torch Dataset, read shard by
-            shard; or an iterable of batches (a DataLoader), each the data or [data, labels].
+            shard; or an iterable of batches (a DataLoader), each the data or [data, labels]. For a conditional model
+            `given(x, c)`, or batches [data, condition].
         expectation: how to average over the posterior.
         batch_size: rows per forward pass; None takes more of small ones. An iterable brings its own.
         sample_weight: (N,), at least 0, in the order of the data; None means 1.
@@ -135,7 +144,7 @@ def evaluate(
         Evaluation, nats per data point.
 
     Raises:
-        DataError: no data, or data that are not finite numbers, or none of whose values is observed.
+        DataError: no data, or data that are not finite numbers or of several shapes, or no value is observed.
         ModelError: the model returned something else than the interface asks for.
         UnsupportedError: values are missing and the likelihood does not factorise over the features.
         UsageError: an argument has a wrong value, or the expectation does not fit the posterior.

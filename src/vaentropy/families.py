@@ -37,6 +37,7 @@ def vae0(
     *,
     networks: Networks | None = None,
     variance: float = 1.0,
+    condition: int | None = None,
 ) -> VAE:
     """VAE-0: σ² fixed. Not covered by the theorem: ELBO and entropy sum differ however well it is trained.
 
@@ -46,8 +47,10 @@ def vae0(
         hidden: widths of the MLP encoder's layers; the decoder's are these in reverse.
         networks: an encoder and a decoder, as for `VAE`, in place of MLPs.
         variance: σ².
+        condition: width of a condition, see `VAE`; None without one.
     """
-    return _family(data_shape, latent_dim, hidden, networks, likelihood=Gaussian(variance=variance))
+    likelihood = Gaussian(variance=variance)
+    return _family(data_shape, latent_dim, hidden, networks, likelihood=likelihood, condition=condition)
 
 
 def vae1(
@@ -56,9 +59,11 @@ def vae1(
     hidden: Sequence[int] = (50, 50),
     *,
     networks: Networks | None = None,
+    condition: int | None = None,
 ) -> VAE:
     """VAE-1: one learned σ², standard normal prior. Arguments are those of `vae0`."""
-    return _family(data_shape, latent_dim, hidden, networks, likelihood=Gaussian(variance="shared"))
+    likelihood = Gaussian(variance="shared")
+    return _family(data_shape, latent_dim, hidden, networks, likelihood=likelihood, condition=condition)
 
 
 def vae2(
@@ -68,13 +73,14 @@ def vae2(
     *,
     networks: Networks | None = None,
     columns: Literal["unit", "penalty"] = "unit",
+    condition: int | None = None,
 ) -> VAE:
     """VAE-2: one learned σ², learned prior variances α², unit-norm columns in the decoder's first layer.
 
     Arguments are those of `vae0`, and how the columns get norm 1, see `VAE`.
     """
     options = {"likelihood": Gaussian(variance="shared"), "prior": LearnedNormal(), "columns": columns}
-    return _family(data_shape, latent_dim, hidden, networks, **options)
+    return _family(data_shape, latent_dim, hidden, networks, condition=condition, **options)
 
 
 def vae3(
@@ -83,9 +89,11 @@ def vae3(
     hidden: Sequence[int] = (50, 50),
     *,
     networks: Networks | None = None,
+    condition: int | None = None,
 ) -> VAE:
     """VAE-3: σ_d²(z) by an affine log-variance head, standard normal prior. Arguments are those of `vae0`."""
-    return _family(data_shape, latent_dim, hidden, networks, likelihood=Gaussian(variance="function"))
+    likelihood = Gaussian(variance="function")
+    return _family(data_shape, latent_dim, hidden, networks, likelihood=likelihood, condition=condition)
 
 
 # By name: nothing that names one, such as a file, decides which code runs.

@@ -298,7 +298,7 @@ class GaussianHead(Head):
         """See `Head.average_log_prob_and_entropy`.
 
         Where all points share σ², an average over nodes needs mean and covariance of the features, but no μ(z) of each
-        node: E‖x - μ‖² = ‖x - E μ‖² + tr Cov(μ), two sums without negative terms.
+        node: E‖x - μ‖² = ‖x - E μ‖² + tr Cov(μ), two sums without negative terms (docs/mathematics.md, (36)).
         """
         layer = self.mean[0] if isinstance(self.mean, nn.Sequential) else None
         if isinstance(self.log_variance, nn.Module) or not isinstance(layer, nn.Linear) or observed is not None:

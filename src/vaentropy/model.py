@@ -168,6 +168,21 @@ class Rescaled(nn.Module):
         self.register_buffer("variance_factor", variance_factor)
         self.register_buffer("prior_factor", prior_factor)
 
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Of the wrapped model, if it says."""
+        return self.model.data_shape  # type: ignore[attr-defined]
+
+    @property
+    def condition_width(self) -> int:
+        """Of the wrapped model; 0 where it takes no condition."""
+        return getattr(self.model, "condition_width", 0)
+
+    def given(self, condition: Tensor) -> "Rescaled":
+        """The wrapped model at the conditions of a batch, with the same factors."""
+        model = self.model.given(condition)  # type: ignore[attr-defined]
+        return Rescaled(model, variance_factor=self.variance_factor, prior_factor=self.prior_factor)
+
     def posterior(self, x: Tensor) -> Distribution:
         """q(z|x) of the wrapped model."""
         return self.model.posterior(x)

@@ -19,6 +19,9 @@ from vaentropy.rows import as_tensor, require_finite
 
 __all__ = ["DataMoments", "Moment", "merge"]
 
+# A combination of standardised features whose variance is below this, relative to the largest, is constant.
+SAME = 1e-10
+
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """numerator / denominator, 0 where the denominator is 0 (an element that has no data yet)."""
@@ -214,6 +217,23 @@ class DataMoments:
         mean = share @ x
         centred = x - mean
         return cls(mean, centred.T @ (centred * share.unsqueeze(-1)), total)
+
+    def given_last(self, width: int) -> tuple["DataMoments", int]:
+        """The moments of what a linear regression on the last features leaves of the others, and its rank.
+
+        Args:
+            width: how many features to regress on; without any the moments are returned as they are.
+        """
+        if not width:
+            return self, 0
+        scale = self.covariance.diagonal()[-width:].clamp(min=0).sqrt()
+        scale = torch.where(scale > 0, scale, 1.0)
+        of_x, between = self.covariance[:-width, :-width], self.covariance[:-width, -width:] / scale
+        predictors = self.covariance[-width:, -width:] / torch.outer(scale, scale)
+        # One-hot labels sum to 1: one direction of them does not vary, but for rounding.
+        explained = between @ torch.linalg.pinv(predictors, rtol=SAME, hermitian=True) @ between.T
+        rank = int(torch.linalg.matrix_rank(predictors, rtol=SAME, hermitian=True))
+        return DataMoments(torch.zeros_like(self.mean[:-width]), of_x - explained, self.num_points), rank
 
     def merge(self, other: "DataMoments") -> "DataMoments":
         """The moments of both parts of the data together (Chan's formula)."""

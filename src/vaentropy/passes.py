@@ -12,12 +12,14 @@ import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_count, require_function
+from vaentropy.conditions import bound_to, packed, require_conditions
+from vaentropy.data.conditioned import side_by_side
 from vaentropy.data.given import Data, as_rows
 from vaentropy.errors import DataError, UsageError, shown
 from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import in_mode
-from vaentropy.rows import REMEDY, fill_missing, require_finite, rows_of
-from vaentropy.seeding import GlobalDraws
+from vaentropy.rows import REMEDY, as_tensor, fill_missing, require_finite
+from vaentropy.seeding import GlobalDraws, generator_of
 
 __all__ = [
     "Batch",
@@ -76,8 +78,8 @@ def _check_weights(sample_weight: Tensor | np.ndarray | Sequence[float] | None) 
     if sample_weight is None:
         return None
     try:
-        weights = torch.as_tensor(sample_weight, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError):
+        weights = as_tensor(sample_weight).to("cpu", torch.float64)
+    except (DataError, RuntimeError):
         given = type(sample_weight).__name__
         raise UsageError(f"sample_weight of type {given} given, expected one number per data point (N,)") from None
     if weights.ndim != 1:
@@ -98,8 +100,8 @@ def check_log_jacobian(log_jacobian: Tensor | np.ndarray | float, data_shape: tu
         UsageError: it is something else.
     """
     try:
-        checked = torch.as_tensor(log_jacobian, dtype=torch.float64, device="cpu").detach()
-    except (TypeError, ValueError, RuntimeError):
+        checked = as_tensor(log_jacobian).to("cpu", torch.float64)
+    except (DataError, RuntimeError):
         given = type(log_jacobian).__name__
         raise UsageError(f"log_jacobian of type {given} given, expected a number, or a Tensor of data_shape") from None
     if not bool(torch.isfinite(checked).all()):
@@ -148,6 +150,8 @@ class Batch:
         log_jacobian: (B,), Σ over the (observed) features of log |dy/dx|.
         weights: (B,) of the data points; None means 1.
         generator: of all noise of the pass, on the device of `x`: a batch continues where the one before ended.
+        padding: how many of the last rows only fill the batch up, with weight 0.
+        condition: (B, k) that the model is given; None without one.
     """
 
     model: LatentVariableModel
@@ -156,6 +160,14 @@ class Batch:
     log_jacobian: Tensor
     weights: Tensor | None
     generator: torch.Generator
+    padding: int = 0
+    condition: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """x, NaN where a value is missing, with its condition if there is one: what the batch was made of."""
+        x = self.x if self.observed is None else self.x.masked_fill(~self.observed, math.nan)
+        return x if self.condition is None else side_by_side(x, self.condition)
 
 
 def _require_model(model: object) -> None:
@@ -225,6 +237,8 @@ class Pass(ABC):
         self._weights = _check_weights(sample_weight)
         self._device, self._dtype = placement(model)
         self._draws = GlobalDraws(seed, self._device or torch.device("cpu"))
+        self._draws_of_data = GlobalDraws(generator_of(seed, "data").initial_seed(), torch.device("cpu"))
+        self._is_running = False
         self._generators: dict[torch.device, torch.Generator] = {}
         self._seen, self.num_points = 0, 0
         self.any_observed = False
@@ -240,31 +254,41 @@ class Pass(ABC):
         """Inside, batches are taken; several times one after the other are the same as once."""
         # Outside of inference mode, if the caller is in it: what is kept for later, such as nodes, is used in training.
         with torch.inference_mode(False), torch.no_grad(), in_mode(self._model, self.mode), self._draws.in_use():
-            yield
+            self._is_running = True
+            try:
+                yield
+            finally:
+                self._is_running = False
 
     def take(self, given: Any) -> int:
         """Count a batch, as the data hold it; return its number of rows.
 
         Raises:
             DataError: it cannot be told which part of it is the data, or these are not finite numbers.
-            UsageError: there are fewer weights than data points.
+            UsageError: the pass is not `running`, or there are fewer weights than data points.
         """
         if self._bind is None:
-            return self.count(self._model, rows_of(given))
+            bound, x, condition = bound_to(self._model, packed(self._model, given))
+            return self.count(bound, x, condition=condition)
         return self.count(*bound_pair(self._bind(given)))
 
-    def count(self, bound: LatentVariableModel, x: Tensor, *, padding: int = 0) -> int:
+    def count(self, bound: LatentVariableModel, x: Tensor, *, padding: int = 0, condition: Tensor | None = None) -> int:
         """Count a batch, of which the model and the data are known; return its number of rows.
 
         Args:
             bound: the model of this batch.
             x: (B, *data_shape).
             padding: how many of its last rows are copies that only fill it up, and count for nothing.
+            condition: (B, k) that the pass's own model is given in `bound`; None without one.
 
         Raises:
             DataError: the data are not finite numbers.
-            UsageError: there are fewer weights than data points.
+            UsageError: the pass is not `running`, or there are fewer weights than data points.
         """
+        if not self._is_running:
+            # Dropout, gradients and the caller's generators would go into the numbers, unnoticed.
+            given = f"a batch given to {type(self).__name__}, which is not running"
+            raise UsageError(f"{given}; take batches inside `with accumulator.running():`")
         if x.ndim == 0:
             raise DataError("a single number given as data, expected an array (N, *data_shape)")
         if len(x) <= padding:
@@ -275,8 +299,9 @@ class Pass(ABC):
         jacobian = _log_jacobian_term(self._log_jacobian, x.shape, observed)
         weights = self._weights_of(len(x), padding)
         self.any_observed = self.any_observed or _any_observed(observed, weights)
-        with in_mode(bound, self.mode) if bound is not self._model else nullcontext():
-            self.measure(Batch(bound, x, observed, jacobian, weights, self._generator(x.device)))
+        own = bound is self._model or condition is not None
+        with nullcontext() if own else in_mode(bound, self.mode):
+            self.measure(Batch(bound, x, observed, jacobian, weights, self._generator(x.device), padding, condition))
         self.data_shape, self._seen = tuple(x.shape[1:]), self._seen + len(x)
         self.num_points += len(x) - padding
         return len(x)
@@ -324,13 +349,25 @@ class Pass(ABC):
         if batch_size is not None:
             require_count("batch_size", batch_size)
         require_function("on_batch", on_batch)
+        if self._bind is None:
+            require_conditions(self._model, data, "data")
         keep_freed_memory()
         with self.running():
-            for given in _batches(data, batch_size, self._device):
+            for given in self._drawn_apart(_batches(data, batch_size, self._device)):
                 num_rows = self.take(given)
                 if on_batch and num_rows:
                     on_batch(num_rows)
         self.end()
+
+    def _drawn_apart(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches, whose own draws, such as a DataLoader's order, take none of the model's, such as dropout."""
+        end = object()
+        while True:
+            with self._draws_of_data.in_use():
+                given = next(batches, end)
+            if given is end:
+                return
+            yield given
 
 
 class _Calling(Pass):

@@ -69,7 +69,8 @@ class Sums:
             self._parts = [merge(self._parts)]
         self.latent_moments = _with_latents(self.latent_moments, terms, batch.weights)
         if self._kept is not None:
-            self._kept.append({name: t.value.cpu() for name, t in named.items() if name not in FEATURE_TERMS})
+            end = len(batch.x) - batch.padding
+            self._kept.append({name: t.value[:end].cpu() for name, t in named.items() if name not in FEATURE_TERMS})
 
     @property
     def moments(self) -> dict[str, Moment]:

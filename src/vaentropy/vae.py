@@ -11,23 +11,22 @@ from torch.distributions import Distribution
 from torch.nn.utils import parametrize
 
 from vaentropy._typing import Bool, Float, Num, Tensor
-from vaentropy.checks import require_count, require_instance, require_seed
+from vaentropy.applied import Applied
+from vaentropy.checks import require_count, require_instance
+from vaentropy.conditions import require_condition, split_rows
 from vaentropy.distributions import DiagonalNormal, normal_entropy, normal_kl
-from vaentropy.errors import DataError, UsageError, shown
+from vaentropy.errors import UsageError, shown
 from vaentropy.likelihoods import Gaussian, Head, Likelihood
 from vaentropy.model import placement
 from vaentropy.modes import in_mode
 from vaentropy.networks import as_shape
 from vaentropy.priors import LearnedNormal, Prior, StandardNormal
 from vaentropy.processes import whole_mean
-from vaentropy.rows import REMEDY, fill_missing, require_finite
-from vaentropy.seeding import seeded
 
 __all__ = ["VAE", "ElboTerms", "LearnedNormal", "Prior", "StandardNormal"]
 
 Columns = Literal["free", "unit", "penalty"]
 COLUMNS = ("free", "unit", "penalty")
-BATCH_SIZE = 1024
 
 
 class ElboTerms(NamedTuple):
@@ -68,21 +67,30 @@ class _UnitColumns(nn.Module):
         return weight
 
 
-def _features_shape(network: nn.Module, example: Tensor, what: str) -> tuple[int, ...]:
+def _takes_condition(encoder: nn.Module, width: int) -> bool:
+    own = getattr(encoder, "condition_width", 0)
+    if own and own != width:
+        raise UsageError(
+            f"condition={width or None} given with an encoder that takes {own}, expected the same for both"
+        )
+    return bool(own)
+
+
+def _features_shape(network: nn.Module, examples: Sequence[Tensor], what: str) -> tuple[int, ...]:
     try:
         with torch.no_grad(), in_mode(network, "eval"):
-            features = network(example)
+            features = network(*examples)
     except (RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise UsageError(f"the {what} failed on an input of shape {tuple(example.shape)}: {first}") from error
-    if not isinstance(features, Tensor) or len(features) != len(example):
+        first, shapes = str(error).splitlines()[0], " and ".join(str(tuple(example.shape)) for example in examples)
+        raise UsageError(f"the {what} failed on an input of shape {shapes}: {first}") from error
+    if not isinstance(features, Tensor) or len(features) != len(examples[0]):
         raise UsageError(
             f"the {what} returned {type(features).__name__} for 2 rows, expected a Tensor of 2 rows of features"
         )
     return tuple(features.shape[1:])
 
 
-class VAE(nn.Module):
+class VAE(Applied):
     """A variational autoencoder with normal posterior N(ν(x), diag τ²(x)).
 
     The networks go from data to features and from features to features. The VAE owns the affine heads for ν and log τ²,
@@ -100,6 +108,11 @@ class VAE(nn.Module):
         columns: of the latent layer's weight: "free"; "unit", norm 1 by parametrisation; "penalty", drawn to norm 1 by
             `penalty()`.
         decoder_features: width of the decoder's input; by default the attribute `in_features` of the decoder.
+        condition: k, width of a condition c that each data point comes with, such as labels or covariates; None without
+            one. The model is then one of p(x|c), with p(z) as ever: c has a linear layer of its own into the decoder's
+            first features, W z + V c + b, an encoder sees x + U c, and the posterior heads see c beside the encoder's
+            features. Given c all is as without one: the theorem holds, with entropies averaged over points, each
+            given its condition. An encoder with an attribute `condition_width` of k is called with (x, c) instead.
 
     Raises:
         UsageError: arguments that do not fit each other.
@@ -116,6 +129,7 @@ class VAE(nn.Module):
         prior: Prior | None = None,
         columns: Columns = "free",
         decoder_features: int | None = None,
+        condition: int | None = None,
     ):
         super().__init__()
         shape = as_shape(data_shape)
@@ -133,19 +147,28 @@ class VAE(nn.Module):
             raise UsageError(
                 "the decoder has no attribute in_features; pass decoder_features=..., the width of its input"
             )
-        self.data_shape: tuple[int, ...] = shape
-        self.latent_shape: tuple[int, ...] = (latent_dim,)
+        self.data_shape = shape
+        self.latent_shape = (latent_dim,)
         self.columns: Columns = columns
         self.encoder, self.decoder = encoder, decoder
         device, dtype = placement(nn.ModuleList([encoder, decoder]))
-        encoded = math.prod(_features_shape(encoder, torch.zeros(2, *shape, device=device, dtype=dtype), "encoder"))
+        self.condition_width = 0 if condition is None else require_count("condition", condition)
+        # Whether the encoder takes c by itself.
+        self._encoder_takes = _takes_condition(encoder, self.condition_width)
+        examples = [(2, *shape), *([(2, self.condition_width)] if self._encoder_takes else [])]
+        examples = [torch.zeros(example, device=device, dtype=dtype) for example in examples]
+        encoded = math.prod(_features_shape(encoder, examples, "encoder"))
+        encoded += 0 if self._encoder_takes else self.condition_width
         self.latent_mean = nn.Linear(encoded, latent_dim)
         self.latent_log_variance = nn.Linear(encoded, latent_dim)
         self.latent_layer = nn.Linear(latent_dim, width)
-        features = _features_shape(decoder, torch.zeros(2, width, device=device, dtype=dtype), "decoder")
+        features = _features_shape(decoder, [torch.zeros(2, width, device=device, dtype=dtype)], "decoder")
         self.head: Head = (likelihood or Gaussian()).head(features, shape)
+        if self.condition_width:
+            if not self._encoder_takes:
+                self.condition_shift = nn.Linear(self.condition_width, math.prod(shape), bias=False)
+            self.condition_layer = nn.Linear(self.condition_width, width, bias=False)
         prior = prior or StandardNormal()
-        self.prior_log_variance: Tensor
         if prior.learned:
             self.prior_log_variance = nn.Parameter(torch.zeros(latent_dim))
         else:
@@ -157,33 +180,46 @@ class VAE(nn.Module):
 
     # The three methods of the model interface.
 
-    def posterior(self, x: Num[Tensor, "B *data"]) -> DiagonalNormal:
-        """q(z|x) for x (B, *data_shape)."""
-        return DiagonalNormal(*self._encode(x), validate_args=False)
+    def posterior(self, x: Num[Tensor, "B *data"], condition: Float[Tensor, "b k"] | None = None) -> DiagonalNormal:
+        """q(z|x) for x (B, *data_shape); q(z|x, c) with conditions (B, k)."""
+        return DiagonalNormal(*self._encode(x, condition), validate_args=False)
 
     def prior(self) -> DiagonalNormal:
         """p(z) = N(0, diag α²)."""
         mean = torch.zeros_like(self.prior_log_variance)
         return DiagonalNormal(mean, self.prior_log_variance, event_dim=1, validate_args=False)
 
-    def likelihood(self, z: Float[Tensor, "B H"]) -> Distribution:
-        """p(x|z) for z (B, H)."""
-        return self.head.distribution(self.decoder_features(z))
+    def likelihood(self, z: Float[Tensor, "B H"], condition: Float[Tensor, "b k"] | None = None) -> Distribution:
+        """p(x|z) for z (B, H); p(x|z, c) with conditions (B, k)."""
+        return self.head.distribution(self.decoder_features(z, condition))
 
     # The fast path, for training.
 
-    def _encode(self, x: Num[Tensor, "B *data"]) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B H"]]:
+    def _encode(
+        self, x: Num[Tensor, "B *data"], condition: Float[Tensor, "b k"] | None
+    ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B H"]]:
+        require_condition(self, condition)
         # Counts and labels come as integers.
         x = x if x.is_floating_point() else x.to(self.latent_mean.weight.dtype)
-        features = self.encoder(x).flatten(1)
+        if condition is None:
+            features = self.encoder(x).flatten(1)
+        elif self._encoder_takes:
+            features = self.encoder(x, condition.expand(len(x), -1)).flatten(1)
+        else:
+            features = self.encoder(x + self.condition_shift(condition).view(-1, *self.data_shape)).flatten(1)
+            features = torch.cat([features, condition.expand(len(x), -1)], 1)
         mean, log_variance = self.latent_mean(features), self.latent_log_variance(features)
         # Under autocast layers return a narrower dtype, in which nothing is to be summed.
         dtype = self.latent_mean.weight.dtype
         return mean.to(dtype), log_variance.to(dtype)
 
-    def decoder_features(self, z: Float[Tensor, "B H"]) -> Tensor:
-        """What the likelihood's head sees, (B, *features_shape), of z (B, H)."""
-        return self.decoder(self.latent_layer(z))
+    def decoder_features(self, z: Float[Tensor, "B H"], condition: Float[Tensor, "b k"] | None = None) -> Tensor:
+        """What the likelihood's head sees, (B, *features_shape), of z (B, H) and conditions, repeated for all of z."""
+        require_condition(self, condition)
+        hidden = self.latent_layer(z)
+        if condition is not None:
+            hidden = hidden + self.condition_layer(condition).repeat(len(z) // max(1, len(condition)), 1)
+        return self.decoder(hidden)
 
     def elbo_terms(
         self,
@@ -197,16 +233,20 @@ class VAE(nn.Module):
         """The ELBO's parts with gradients, without torch.distributions: the same numbers, faster.
 
         Args:
-            x: (B, *data_shape), finite; where a value is missing, what the encoder sees in its place.
+            x: (B, *data_shape), finite; where a value is missing, what the encoder sees in its place. A conditional
+                model takes rows (B, D + k), with the condition behind the flattened features.
             noise: standard normal nodes (K, B, H), or (K, 1, H).
             weights: (K,), sum 1, of the nodes; None means 1/K.
-            observed: which entries of x count in the likelihood (those of missing values do not); None means all.
+            observed: which entries of x count in the likelihood (those of missing values do not), of the shape of x;
+                None means all.
             adapt: first move σ² and a learned α² by this fraction towards their optima for this batch, in place
                 (analytic variances, see `Head.log_prob_and_entropy`).
         """
-        mean, log_variance = self._encode(x)
+        x, condition = split_rows(self, x)
+        observed = None if observed is None else split_rows(self, observed)[0]
+        mean, log_variance = self._encode(x, condition)
         z = mean + torch.exp(0.5 * log_variance) * noise
-        features = self.decoder_features(z.flatten(0, 1))
+        features = self.decoder_features(z.flatten(0, 1), condition)
         log_prob, entropy = self.head.average_log_prob_and_entropy(
             x, features, observed=observed, weights=weights, adapt=adapt
         )
@@ -302,73 +342,3 @@ class VAE(nn.Module):
         self.latent_mean.bias.div_(scale)
         self.latent_log_variance.bias.sub_(log_variance)
         self.prior_log_variance.zero_()
-
-    # What a user does with a trained model, in eval mode whichever mode it is in.
-
-    def _parts(self, x: Tensor, shape: tuple[int, ...], batch_size: int) -> Sequence[Tensor]:
-        require_count("batch_size", batch_size)
-        if not isinstance(x, Tensor) or tuple(x.shape[1:]) != shape:
-            given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
-            raise DataError(f"rows of {given} given, expected a Tensor (N, {', '.join(map(str, shape))})")
-        return x.split(batch_size)
-
-    def _to_model(self, x: Tensor) -> Tensor:
-        weight = self.latent_mean.weight
-        return x.to(device=weight.device, dtype=weight.dtype)
-
-    @torch.no_grad()
-    def encode(
-        self, x: Num[Tensor, "N *data"], *, missing: Literal["error", "ignore"] = "error", batch_size: int = BATCH_SIZE
-    ) -> Float[Tensor, "N H"]:
-        """Posterior means ν(x), (N, H), of x (N, *data_shape); `posterior(x)` has the variances too.
-
-        Args:
-            x: data as in training, scaled in the same way.
-            missing: "ignore" takes NaN for a missing value, as in training; "error" refuses it.
-            batch_size: rows per forward pass.
-
-        Raises:
-            DataError: data of another shape, or not finite.
-        """
-        parts = self._parts(x, self.data_shape, batch_size)
-        if missing == "ignore":
-            parts = [fill_missing(part)[0] for part in parts]
-        for part in parts:
-            require_finite(part, "the data", remedy=f'{REMEDY}, or take NaN for missing values by missing="ignore"')
-        with in_mode(self, "eval"):
-            return torch.cat([self.posterior(self._to_model(part)).mean for part in parts])
-
-    @torch.no_grad()
-    def decode(self, z: Float[Tensor, "N H"], *, batch_size: int = BATCH_SIZE) -> Float[Tensor, "N *data"]:
-        """Means of p(x|z), (N, *data_shape), of z (N, H)."""
-        with in_mode(self, "eval"):
-            return torch.cat(
-                [self.likelihood(self._to_model(part)).mean for part in self._parts(z, self.latent_shape, batch_size)]
-            )
-
-    def reconstruct(
-        self, x: Num[Tensor, "N *data"], *, missing: Literal["error", "ignore"] = "error", batch_size: int = BATCH_SIZE
-    ) -> Float[Tensor, "N *data"]:
-        """Means of p(x|z) at the posterior means, (N, *data_shape); arguments and errors are those of `encode`."""
-        return self.decode(self.encode(x, missing=missing, batch_size=batch_size), batch_size=batch_size)
-
-    @torch.no_grad()
-    def sample(
-        self, num_samples: int, *, noise: bool = False, seed: int = 0, batch_size: int = BATCH_SIZE
-    ) -> Float[Tensor, "N *data"]:
-        """Draws (num_samples, *data_shape) from the model; equal seeds give equal draws.
-
-        Args:
-            num_samples: how many.
-            noise: draw x from p(x|z); by default its mean is returned, as is usual for images.
-            seed: of the draws; global generators are left alone.
-            batch_size: rows per forward pass.
-        """
-        require_count("num_samples", num_samples, least=0)
-        require_count("batch_size", batch_size)
-        require_seed(seed)
-        with in_mode(self, "eval"), seeded(seed, self.prior_log_variance.device):
-            z = self.prior().sample(torch.Size([num_samples]))
-            if not noise:
-                return self.decode(z, batch_size=batch_size)
-            return torch.cat([self.likelihood(part).sample() for part in z.split(batch_size)])

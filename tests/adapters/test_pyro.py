@@ -309,6 +309,71 @@ def test_refused_with_a_reason(change, error, says):
     assert "\n" not in str(caught.value)
 
 
+def test_a_latent_that_is_observed():
+    """Its value would stay what it is, and p(x|z) would be asked for at no other."""
+    vae, zeros = VAE(), torch.zeros(N, LATENT_DIM, dtype=torch.float64)
+
+    def guide(x):
+        with vae.plate(x):
+            pyro.sample("z", vae.posterior(x), obs=zeros)
+
+    conditioned = poutine.condition(vae.model, data={"z": zeros})
+    for model, q, where in [(conditioned, vae.guide, "model"), (vae.model, guide, "guide")]:
+        with pytest.raises(UsageError, match=rf"latent='z' given, which the {where} observes"):
+            evaluate(from_pyro(model, q), data())
+
+
+def test_model_and_guide_in_each_others_place():
+    vae = VAE()
+    with pytest.raises(UsageError, match="the guide has the site 'x' of the data; give first the model"):
+        evaluate(from_pyro(vae.guide, vae.model), data())
+
+
+@pytest.mark.parametrize("kind", ["AutoNormal", "AutoDiagonalNormal"])
+def test_autoguides(kind):
+    vae, x = VAE(), data()
+    guide = getattr(pyro.infer.autoguide, kind)(vae.model)
+    guide(x)
+    with pytest.raises(UnsupportedError, match=r"the guide draws 'z' by way of '.*', as autoguides do, expected"):
+        evaluate(from_pyro(vae.model, guide), x)
+
+
+def test_rows_that_are_not_the_first_axis():
+    """With as many features as rows, shapes say nothing of it."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            with pyro.plate("features", x.shape[1], dim=-2):
+                pyro.sample("x", dist.Normal(z.expand(x.shape), 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x.mean(0), 0.5))
+
+    with pytest.raises(ModelError, match="site 'x' has another plate to the left of 'data', expected the rows"):
+        evaluate(from_pyro(model, guide), data(n=D))
+
+
+def test_features_in_a_plate_of_their_own():
+    """As one event they are the same."""
+    vae, x = VAE(), data()
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 1, LATENT_DIM) + 0.1, 1.0).to_event(1))
+            with pyro.plate("features", D, dim=-1):
+                pyro.sample("x", dist.Normal(vae.decoder(z).squeeze(-2), 0.5), obs=x)
+
+    def guide(x):
+        mean, log_scale = vae.encoder(x).chunk(2, 1)
+        with pyro.plate("data", len(x), dim=-2):
+            pyro.sample("z", dist.Normal(mean[:, None], log_scale.exp()[:, None]).to_event(1))
+
+    apart = evaluate(from_pyro(model, guide, modules=[vae]), x, expectation=FROZEN).elbo
+    assert apart == pytest.approx(evaluate(from_pyro(vae.model, vae.guide), x, expectation=FROZEN).elbo, rel=1e-12)
+
+
 def test_the_variants_are_refused_for_their_changes_alone():
     vae = Variant("none")
     assert math.isfinite(evaluate(from_pyro(vae.model, vae.guide), data()).elbo)

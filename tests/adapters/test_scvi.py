@@ -189,6 +189,8 @@ def test_cells_by_their_indices_and_new_cells():
     some = evaluate(**from_scvi(model, indices=chosen), expectation=FROZEN)
     everything = evaluate(**from_scvi(model), expectation=FROZEN, pointwise=True)
     assert some.num_points == 3
+    by_bools = evaluate(**from_scvi(model, indices=np.isin(np.arange(CELLS), chosen)), expectation=FROZEN)
+    assert by_bools.elbo == some.elbo
     assert some.elbo == pytest.approx(everything.pointwise["elbo"][chosen].mean().item(), rel=1e-12)
     new = cells()[10:30].copy()
     given = evaluate(**from_scvi(model, new, batch_size=7), expectation=FROZEN)
@@ -274,11 +276,17 @@ def test_what_is_no_model_of_scvi_tools():
             ModelError, match=rf"^{name} given, expected SCVI or LinearSCVI of scvi\.model, not its module"
         ):
             from_scvi(wrong)
+    with pytest.raises(
+        ModelError, match=r"^the class SCVI given, expected SCVI or LinearSCVI of scvi\.model made with"
+    ):
+        from_scvi(SCVI)
     for options, says in [
         ({"adata": 3}, "adata=3 given, expected AnnData"),
         ({"indices": np.array([0.5])}, "expected whole numbers of cells"),
         ({"indices": np.zeros((2, 2), int)}, "expected whole numbers of cells"),
         ({"indices": []}, "expected whole numbers of cells"),
+        ({"indices": [0, CELLS]}, "given for 40 cells, expected numbers from 0 to 39"),
+        ({"indices": np.ones(CELLS - 1, bool)}, "39 of them, expected one bool for each of 40 cells"),
         ({"batch_size": 0}, "batch_size=0 given"),
     ]:
         with pytest.raises(UsageError, match=re.escape(says)):

@@ -7,6 +7,7 @@ import torch
 
 import vaentropy as ve
 from vaentropy import adapters, loggers
+from vaentropy.evaluation import Accumulator
 
 from .case import Case, calling, numbers, text
 from .run_cases import run
@@ -209,6 +210,21 @@ FITS = [
 EVALUATIONS = [
     calling("evaluate-model", lambda: ve.evaluate(OTHER, X), "str", "from_functions"),
     calling("evaluate-model-none", lambda: ve.evaluate(NONE, X), "NoneType", "from_functions"),
+    calling(
+        "evaluate-log-variance",
+        lambda: ve.evaluate(ve.from_functions(lambda x: (x[:, :2], x), lambda z: z, variance=1.0), X),
+        "log-variance of shape (20, 3)",
+        "(20, 2)",
+        "broadcasts",
+    ),
+    calling(
+        "evaluate-shapes",
+        lambda: ve.evaluate(ve.from_functions(lambda x: (x, x), lambda z: z, variance=1.0), [X, X[:, :2]]),
+        "shape (20, 2)",
+        "after data of shape (3,)",
+        "one shape",
+    ),
+    calling("accumulator-waiting", lambda: Accumulator(model()).take(X), "not running", "accumulator.running()"),
     evaluating("data-none", "NoneType", data=None),
     evaluating("data-number", "int", data=5),
     evaluating("data-text", "str", data="abc"),
@@ -638,8 +654,50 @@ RUN_FUNCTIONS = [
     calling("calibrate-run-expectation", lambda: ve.runs.calibrate_run("run", expectation=OTHER), "expectat", make=run),
 ]
 
+C = torch.ones(len(X), 2)  # a condition of two numbers for each point
+
+
+def conditional() -> Any:
+    torch.manual_seed(0)
+    return ve.vae1(3, 2, (4,), condition=2)
+
+
+CONDITIONS = [
+    calling("condition-0", lambda: ve.vae1(3, 2, condition=0), "condition=0", "at least 1"),
+    calling("condition-text", lambda: ve.vae1(3, 2, condition=OTHER), "condition='other'"),
+    calling("condition-fit-without", lambda: ve.fit(conditional(), X), "without a condition", "ve.given"),
+    calling("condition-evaluate-without", lambda: ve.evaluate(conditional(), X), "without a condition", "ve.given"),
+    calling("condition-of-none", lambda: ve.evaluate(model(), ve.given(X, C)), "takes none", "condition=k"),
+    calling("condition-replicates", lambda: ve.fit_replicates([model()], ve.given(X, C)), "takes none"),
+    calling("condition-width", lambda: ve.evaluate(conditional(), ve.given(X, C[:, :1])), "width 1", "expected 2"),
+    calling("condition-features", lambda: ve.fit(conditional(), ve.given(X[:, :2], C)), "(20, 2)", "(N, 3)"),
+    calling("condition-rows", lambda: ve.given(X, C[:5]), "5 conditions", "20 data points"),
+    calling("condition-nan", lambda: ve.given(X, C * torch.nan), "the condition", "row 0, column 0", "nan"),
+    calling("condition-no-numbers", lambda: ve.given(X, OTHER), "str given as data"),
+    calling("condition-no-data", lambda: ve.given(OTHER, C), "str given as data"),
+    calling("condition-sample", lambda: conditional().sample(3), "no condition", "(N, 2)"),
+    calling("condition-sample-width", lambda: conditional().sample(3, condition=C[0, :1]), "(1, 1)", "(2,)"),
+    calling("condition-encode-none", lambda: model().encode(X, condition=C), "takes none"),
+    calling("condition-select-linear", lambda: ve.select(ve.given(X, C), model="linear"), "linear", "condition"),
+    calling("condition-one-hot", lambda: ve.data.one_hot([0.5]), "whole numbers or texts"),
+    calling("condition-one-hot-none", lambda: ve.data.one_hot(NONE), "expected (N,)"),
+    calling("condition-one-hot-categories", lambda: ve.data.one_hot([1], OTHER), "1", "expected one of"),
+    calling("condition-columns-number", lambda: ve.data.load(frame(a=[1, 2]), condition=[3]), "condition=[3]", "names"),  # type: ignore[list-item]
+    calling("condition-columns-type", lambda: ve.data.load(frame(a=[1, 2]), condition=3), "condition=3", "names"),  # type: ignore[arg-type]
+    calling("condition-columns-of-array", lambda: ve.data.load(X, condition="a"), "for a table", "ve.given"),
+    calling(
+        "condition-column-missing",
+        lambda: ve.data.load("x.csv", condition="c"),
+        "row 1",
+        "'c' is missing",
+        make=text("a,b,c\n1,2,x\n3,4,\n", "x.csv"),
+    ),
+    calling("condition-run-of-none", lambda: ve.runs.sample_run("run", "z.npy", 3, condition=["1"]), "none", make=run),
+]
+
 PYTHON = [
     *MODELS,
+    *CONDITIONS,
     *FITS,
     *REPLICATES,
     *EVALUATIONS,

@@ -97,6 +97,7 @@ def test_missing_values():
     diagnosis = ve.diagnose(model(), x, missing="ignore")
     assert diagnosis.train.observed_fraction is not None and diagnosis.gradients.moves
     assert "ELBO of the best linear VAE less that of this model" not in numbers(diagnosis)
+    assert "against a linear VAE: values are missing" in diagnosis.untested
     with pytest.raises(DataError, match="row 0, column 1"):
         ve.diagnose(model(), x)
 
@@ -107,6 +108,7 @@ def test_context():
     diagnosis = ve.diagnose(mine, loader, bind=lambda batch: (mine, batch[0]))
     assert any("bind" in reason for reason in diagnosis.untested) and diagnosis.gradients.norm > 0
     assert not diagnosis.gradients.moves and not diagnosis.gradients.steps
+    assert "against a linear VAE: the model needs context (bind)" in diagnosis.untested
 
 
 def test_one_point_and_one_latent():

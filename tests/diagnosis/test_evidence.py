@@ -259,7 +259,7 @@ def test_parts_of_a_shift_add_up_and_the_largest_layer_comes_first():
 # --- The best linear model --------------------------------------------------------------------------------------------
 
 
-MISSING = "values are missing, or the model needs context"
+MISSING = "values are missing"
 
 
 def linear_elbo(model: nn.Module, x: Tensor, **options: Any) -> float | str:

@@ -185,6 +185,15 @@ def test_patience_holds_rows_out():
     assert estimator.n_iter_ < 60 and "held-out" in estimator.history_.stopped
 
 
+def test_two_rows_at_least_are_trained_on():
+    """With one, σ² would fall to its floor."""
+    for rows, fraction in [(3, 0.9), (20, 0.99)]:
+        estimator = quick(epochs=1, patience=1, validation_fraction=fraction).fit(X[:rows])
+        assert estimator.evaluation_.num_points == 2
+    with pytest.raises(ValueError, match="a minimum of 3 is required"):
+        quick(epochs=1, patience=1).fit(X[:2])
+
+
 def test_numbers_of_numpy_are_numbers():
     plain = quick(2, learning_rate=0.25, hidden=(4, 3), epochs=1).fit(X)
     grid = quick(np.int64(2), learning_rate=np.float32(0.25), hidden=np.array([4, 3]), epochs=np.int32(1)).fit(X)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from vaentropy import VAE, Gaussian, MonteCarlo, vae0, vae1, vae2, vae3
+from vaentropy import VAE, Gaussian, MonteCarlo, given, vae0, vae1, vae2, vae3
 from vaentropy.data import Rows, pca
 from vaentropy.errors import VaentropyError
 from vaentropy.expectation import Frozen, GaussHermite
@@ -94,6 +94,10 @@ TRAININGS = {
     "few rows, vae3": (lambda: made(vae3), of_few_rows()),
     "convolutions": (convolutional, {"data": IMAGES, "held_out": None, "batch_size": 9, "epochs": 8}),
     "a source": (made, {"data": Rows(X, shard_size=17), "held_out": Rows(HELD_OUT, shard_size=7)}),
+    "conditions": (
+        lambda: made(vae3, condition=2),
+        {"data": given(X, X[:, :2].square()), "held_out": given(HELD_OUT, HELD_OUT[:, :2].square())},
+    ),
     "beta that moves": (made, {"beta": warmup(0.5), "schedule": "constant"}),
     "stops early": (
         made,

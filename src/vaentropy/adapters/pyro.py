@@ -84,6 +84,23 @@ def _require_latent(name: str, site: Site) -> None:
         raise UnsupportedError(f"site {name!r} of the guide is a point, expected a distribution: a point has no ELBO")
 
 
+def _require_drawn(name: str, site: Site, where: str) -> None:
+    """Refuse a latent whose value is given: replayed, it would not become z."""
+    if site["is_observed"]:
+        raise UsageError(f"latent={shown(name)} given, which the {where} observes; leave its obs or condition out")
+
+
+def _require_rows_first(latent: Site, observed: Site) -> None:
+    """Refuse another plate in the place of the rows: where it has as many entries, shapes would not tell."""
+    first = {name: -len(site["fn"].batch_shape) for name, site in (("z", latent), ("x", observed))}
+    rows = [plate for plate in latent["cond_indep_stack"] if plate.dim == first["z"]]
+    if any(plate in rows and plate.dim != first["x"] for plate in observed["cond_indep_stack"]):
+        raise ModelError(
+            f"site {observed['name']!r} has another plate to the left of {rows[0].name!r}, expected the rows to be its "
+            f"first axis; give {rows[0].name!r} the leftmost dim of all plates"
+        )
+
+
 def _require_one_scale(sites: Sequence[Site]) -> None:
     """Refuse terms that weigh otherwise than each other; a factor that all share belongs to the sum over points."""
     scales = torch.cat([torch.as_tensor(site["scale"], dtype=torch.float64).flatten().cpu() for site in sites])
@@ -129,6 +146,16 @@ class _PyroModel(nn.Module):
         trace = _poutine().trace(self.functions[1]).get_trace(x)
         sites = _sample_sites(trace)
         site = _require_site(sites, "latent", self.latent, "guide")
+        _require_drawn(self.latent, site, "guide")
+        if self.observed in sites and self.observed != self.latent:
+            raise UsageError(
+                f"the guide has the site {self.observed!r} of the data; give first the model, then the guide"
+            )
+        if ways := [name for name in sites if sites[name]["infer"].get("is_auxiliary")]:
+            raise UnsupportedError(
+                f"the guide draws {self.latent!r} by way of {_listed(ways)}, as autoguides do, expected a guide that "
+                f"draws it from a distribution of x; write it with pyro.sample({self.latent!r}, ...)"
+            )
         self._require_no_others(sites, [self.latent], "guide")
         _require_latent(self.latent, site)
         _require_plain(self.latent, site)
@@ -167,6 +194,8 @@ class _PyroModel(nn.Module):
             for option, name in (("latent", self.latent), ("observed", self.observed))
         )
         self._require_no_others(sites, [self.latent, self.observed], "model")
+        _require_drawn(self.latent, latent, "model")
+        _require_rows_first(latent, observed)
         for name, site in ((self.latent, latent), (self.observed, observed)):
             _require_plain(name, site)
         self._require_observed(observed, x)
@@ -225,10 +254,11 @@ def from_pyro(
 
     Raises:
         MissingExtraError: Pyro is not installed.
-        UsageError: model or guide is no function, or, at the first call, a site does not exist.
-        UnsupportedError: at the first call: several latents, a discrete one, a point, a further site that is observed,
-            a mask, or terms that are scaled differently, so that it is no ELBO.
-        ModelError: at the first call: the observed site holds something else than x.
+        UsageError: model or guide is no function, or, at the first call, a site does not exist or the latent one is
+            observed.
+        UnsupportedError: at the first call: several latents, a discrete one, a point, an autoguide, a further site that
+            is observed, a mask, or terms that are scaled differently, so that it is no ELBO.
+        ModelError: at the first call: the observed site holds something else than x, or its first axis is not the rows.
     """
     for name, function in (("model", model), ("guide", guide)):
         require_instance(name, function, Callable, "a function or a module")  # type: ignore[arg-type]

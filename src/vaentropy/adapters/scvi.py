@@ -141,6 +141,8 @@ class _ScviModel(nn.Module):
 
 def _module_of(model: object) -> nn.Module:
     """The networks of a model that is known."""
+    if isinstance(model, type):
+        raise ModelError(f"the class {model.__name__} given, expected {EXPECTED} made with adata, or trained")
     name = type(model).__name__
     nearest = next((cls.__name__ for cls in type(model).__mro__ if is_of(cls, "scvi")), None)
     if nearest is None or isinstance(model, nn.Module):
@@ -175,11 +177,23 @@ def _loader_of(model: Any, adata: Any, indices: Any, batch_size: int | None) -> 
         )
     if batch_size is not None:
         require_count("batch_size", batch_size)
+    cells = model._validate_anndata(adata)
     if indices is not None:
-        indices = np.asarray(indices)
-        if indices.ndim != 1 or indices.dtype.kind not in "iub" or not indices.size:
-            raise UsageError(f"indices={shown(indices)} given, expected whole numbers of cells, or one bool for each")
-    return model._make_data_loader(adata=model._validate_anndata(adata), indices=indices, batch_size=batch_size)
+        indices = _checked(np.asarray(indices), cells.n_obs)
+    return model._make_data_loader(adata=cells, indices=indices, batch_size=batch_size)
+
+
+def _checked(indices: np.ndarray, num_cells: int) -> np.ndarray:
+    """Numbers of cells, or one bool for each cell."""
+    given = f"indices={shown(indices)} given"
+    if indices.ndim != 1 or indices.dtype.kind not in "iub" or not indices.size:
+        raise UsageError(f"{given}, expected whole numbers of cells, or one bool for each")
+    if indices.dtype.kind == "b":
+        if len(indices) != num_cells:
+            raise UsageError(f"{given}, {len(indices)} of them, expected one bool for each of {num_cells} cells")
+    elif indices.min() < -num_cells or indices.max() >= num_cells:
+        raise UsageError(f"{given} for {num_cells} cells, expected numbers from 0 to {num_cells - 1}")
+    return indices
 
 
 def from_scvi(

@@ -309,6 +309,7 @@ def _wrote(num_rows: int, out: str, as_json: bool) -> None:
 @click.argument("run", type=options.PATH)
 @click.argument("data", required=False, type=options.PATH)
 @options.out_file
+@options.condition
 @click.option("--variance", is_flag=True, help="Write posterior variances as well.")
 @options.overwrite
 @options.data_folder
@@ -325,6 +326,7 @@ def encode(run: str, data: str | None, out: str, as_json: bool, **given: Any) ->
 @click.argument("run", type=options.PATH)
 @click.argument("data", required=False, type=options.PATH)
 @options.out_file
+@options.condition
 @options.overwrite
 @options.data_folder
 @options.device
@@ -342,6 +344,7 @@ def reconstruct(run: str, data: str | None, out: str, as_json: bool, **given: An
 @click.option("--noise", is_flag=True, help="Draw x from p(x|z) instead of taking its mean.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
 @options.out_file
+@options.condition
 @options.overwrite
 @options.device
 @options.as_json

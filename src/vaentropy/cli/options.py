@@ -16,6 +16,7 @@ __all__ = [
     "changes",
     "collapse_of",
     "completing",
+    "condition",
     "data_folder",
     "device",
     "log",
@@ -74,6 +75,12 @@ log = click.option(
     "--log",
     type=CommaSeparated(str),
     help="Live, to any of console, tensorboard, wandb, mlflow; files go to the folder logs/ of the run.",
+)
+condition = click.option(
+    "--condition",
+    metavar="VALUE,VALUE,...",
+    type=CommaSeparated(str),
+    help="What a conditional model is given for all rows: a value for each column of the run's condition.",
 )
 out_file = click.option(
     "--out", required=True, type=PATH, help="A .npy, .csv or .parquet file; - writes CSV to stdout."

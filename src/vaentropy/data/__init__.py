@@ -2,6 +2,7 @@
 
 from vaentropy.data.batches import Batches
 from vaentropy.data.catalogue import names
+from vaentropy.data.coding import Coding, one_hot
 from vaentropy.data.dataset import Dataset, split
 from vaentropy.data.formats.idx import read_idx
 from vaentropy.data.loading import load
@@ -10,12 +11,14 @@ from vaentropy.data.synthetic import LinearGaussian, pca, pca_log_likelihood, pc
 
 __all__ = [
     "Batches",
+    "Coding",
     "Dataset",
     "LinearGaussian",
     "Rows",
     "Source",
     "load",
     "names",
+    "one_hot",
     "pca",
     "pca_log_likelihood",
     "pca_ring",

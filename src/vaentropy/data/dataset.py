@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vaentropy.checks import require_instance, require_seed
+from vaentropy.data.coding import Coding
 from vaentropy.data.scaling import Scaling
 from vaentropy.data.source import Part, Rows, Source, pieces
 from vaentropy.data.stored import Missing
@@ -33,6 +34,7 @@ class Dataset:
         scaling: from the rows as stored to `train` and `held_out`.
         missing: "ignore" if NaN marks missing values, "error" if there are none.
         columns: names of the features of a table, () where they have none.
+        coding: of the condition that the parts carry; None without one.
 
     Raises:
         DataError: a part has a wrong shape or dtype, or a value that is not finite (row and column are named).
@@ -48,6 +50,7 @@ class Dataset:
     scaling: Scaling = field(default_factory=lambda: Scaling.by(1.0))
     missing: Missing = "error"
     columns: tuple[str, ...] = ()
+    coding: Coding | None = None
 
     def __post_init__(self):
         for part, x, labels in (
@@ -86,7 +89,7 @@ class Dataset:
 
 
 def _data_shape(x: Tensor | Source) -> tuple[int, ...]:
-    return tuple(x.shape[1:]) if isinstance(x, Tensor) else x.data_shape
+    return tuple(x.shape[1:]) if isinstance(x, Tensor) else x.features_shape
 
 
 def split(x: Tensor, held_out: float = 0.1, *, seed: int = 0, shard_size: int | None = None) -> tuple[Tensor, Tensor]:

@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vaentropy.checks import require_count, require_path, require_seed
 from vaentropy.data.catalogue import Found, OfficialSplit, find, names
+from vaentropy.data.coding import Coding
+from vaentropy.data.conditioned import Conditioned, ConditionedRows
 from vaentropy.data.dataset import Dataset, split
 from vaentropy.data.files import ACCEPTED, Options, source_of_file, source_of_object
 from vaentropy.data.formats.images import ImageFolder
+from vaentropy.data.formats.plain_columns import plain_columns
 from vaentropy.data.scaling import Scale, Scaling, Totals
 from vaentropy.data.source import Part, Source, column_name, resident, shards_of_both
 from vaentropy.data.stored import Missing, checked, dequantised, largest, scaled
@@ -41,6 +45,7 @@ def load(
     image_size: int | None = None,
     crop: int | None = None,
     key: str | None = None,
+    condition: Sequence[str] | str | Coding | None = None,
 ) -> Dataset:
     """Load a data set: by name, from files, or from memory.
 
@@ -75,6 +80,10 @@ def load(
         image_size: for a folder of images, pixels per side of what comes out, the largest centred square resized.
         crop: for a folder of images, pixels per side of a centred square to cut out first.
         key: for a .npz file, name of the array, needed where there are several.
+        condition: columns of a table that the model is given, and that are then no features; "labels" of a named set
+            that has labels. Texts, and up to 20 different whole numbers, become one-hot vectors; other columns are
+            standardised by the training part. Both parts then carry their condition, as from `given`. A `Coding`
+            codes as for other data (`Dataset.coding`).
 
     Raises:
         UsageError: an unknown name, no folder, or an argument with a wrong value.
@@ -88,11 +97,12 @@ def load(
             require_count(option, size)
     if folder is not None:
         folder = require_path("folder", folder)
-    found = _find(name, Options(columns, exclude, image_size, crop, key), folder, seed=seed, official=held_out is None)
+    raw, excluded = _raw_condition(name, condition, exclude)
+    found = _find(name, Options(columns, excluded, image_size, crop, key), folder, seed=seed, official=held_out is None)
     official = found.held_out if isinstance(found.held_out, OfficialSplit) else None
     fraction = held_out if held_out is not None else 0.0 if official else found.held_out
 
-    def divide(sources: list[Source]) -> tuple[Source, Source]:
+    def divide(sources: Sequence[Source]) -> tuple[Source, Source]:
         if official is not None:
             return sources[0], sources[1]
         train, chosen = (Part(sources[0], fraction, seed=seed, held_out=part) for part in (False, True))  # type: ignore[arg-type]
@@ -104,6 +114,10 @@ def load(
         stored = [dequantised(source, seed, number) for number, source in enumerate(stored)]
     scaling, seen = _fit(*divide(stored), found, scale, dequantise, dtype)
     ready = [scaled(source, scaling, dtype) for source in stored]
+    coding = None
+    if condition is not None:
+        coding, conditions = _coded(found, raw, condition, fraction, seed)  # type: ignore[arg-type]
+        ready = [Conditioned(source, c) for source, c in zip(ready, conditions, strict=True)]
     train, chosen = divide(ready)
     values = (len(train) + len(chosen)) * math.prod(train.data_shape)
     if stream or (stream is None and values * dtype.itemsize > RESIDENT_BYTES):
@@ -113,11 +127,78 @@ def load(
         parts = train, chosen
     else:
         parts = resident(train, chosen)
+        if coding is not None:
+            shape, named = found.source.data_shape, {"name": found.name, "columns": tuple(found.source.columns)}
+            parts = tuple(ConditionedRows(part, shape, **named) for part in parts)
     labels = (found.labels, official.labels) if official else _split_labels(found, fraction, seed)  # type: ignore[arg-type]
-    description = _describe(found, scale, dequantise)
+    description = _describe(found, scale, dequantise) + (f"; given {coding}" if coding else "")
     columns = tuple(found.source.columns)
-    truth = _truth(found, fraction, seed, scaling)  # type: ignore[arg-type]
-    return Dataset(found.name, *parts, description, *labels, truth, scaling, missing, columns)  # type: ignore[arg-type]
+    # What is known is log p(x), not log p(x|c).
+    truth = None if coding else _truth(found, fraction, seed, scaling)  # type: ignore[arg-type]
+    return Dataset(found.name, *parts, description, *labels, truth, scaling, missing, columns, coding)  # type: ignore[arg-type]
+
+
+LABELS = "labels"
+
+
+def _raw_condition(
+    given: Any, condition: Sequence[str] | str | Coding | None, exclude: Sequence[str] | str
+) -> tuple[dict[str, np.ndarray] | None, Sequence[str] | str]:
+    """Columns of a table that make a condition, and what is to be left out of its features with them.
+
+    None where there is no condition, or where it is made of labels.
+    """
+    if condition is None:
+        return None, exclude
+    wanted = condition.names if isinstance(condition, Coding) else condition
+    wanted = (wanted,) if isinstance(wanted, str) or not isinstance(wanted, Sequence) else tuple(wanted)
+    if not wanted or not all(isinstance(each, str) for each in wanted):
+        raise UsageError(f"condition={shown(condition)} given, expected names of columns, or 'labels'")
+    path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if path in names():
+        if wanted != (LABELS,):
+            raise UsageError(f"condition={shown(condition)} given for {path}, expected 'labels', its only one")
+        return None, exclude
+    raw = plain_columns(given if path is None else Path(os.path.expanduser(path)), wanted)
+    return raw, (*((exclude,) if isinstance(exclude, str) else exclude), *wanted)
+
+
+def _coded(
+    found: Found,
+    raw: dict[str, np.ndarray] | None,
+    condition: Sequence[str] | str | Coding,
+    fraction: float,
+    seed: int,
+) -> tuple[Coding, list[Tensor]]:
+    """How the condition is coded, and that of each source."""
+    each = [raw] if raw is not None else [{LABELS: labels} for labels in _all_labels(found)]
+    sizes = [len(found.source)]
+    if isinstance(found.held_out, OfficialSplit):
+        sizes.append(len(found.held_out.source))
+    for columns, size in zip(each, sizes, strict=True):
+        for name, column in columns.items():
+            if len(column) != size:
+                how = "no value may hold a line end"
+                raise DataError(
+                    f"{found.name}: {len(column)} values of {name!r} for {size} rows, expected one each; {how}"
+                )
+    if isinstance(condition, Coding):
+        coding = condition
+    else:
+        places, _ = _split_like_rows(torch.arange(sizes[0]), found, fraction, seed)
+        assert places is not None
+        train = {name: column[places.numpy()] for name, column in each[0].items()}
+        coding = Coding.fit({name: np.concatenate([columns[name] for columns in each]) for name in each[0]}, train)
+    return coding, [coding.encode(columns) for columns in each]
+
+
+def _all_labels(found: Found) -> list[np.ndarray]:
+    """Labels of each source."""
+    official = [found.held_out.labels] if isinstance(found.held_out, OfficialSplit) else []
+    labels = [None if each is None else each.numpy() for each in (found.labels, *official)]
+    if any(each is None for each in labels):
+        raise DataError(f"{found.name}: there are no labels for a condition; leave it out, or add the file of labels")
+    return labels  # type: ignore[return-value]
 
 
 def _check_choices(dtype: torch.dtype, scale: str | Scaling | None, missing: str) -> None:

@@ -50,6 +50,7 @@ class Source(ABC):
         shard_sizes: rows of each shard; some may be 0.
         dtype: of what `read` returns.
         columns: names of the features of a table, () where they have none.
+        condition_width: how many of the last numbers of each row are its condition, see `Conditioned`.
     """
 
     name: str
@@ -57,6 +58,13 @@ class Source(ABC):
     shard_sizes: Sequence[int]
     dtype: torch.dtype
     columns: Sequence[str] = ()
+    condition_width: int = 0
+    _features_shape: tuple[int, ...] | None = None
+
+    @property
+    def features_shape(self) -> tuple[int, ...]:
+        """Shape of one data point without its condition."""
+        return self.data_shape if self._features_shape is None else self._features_shape
 
     @abstractmethod
     def read(self, shard: int) -> Tensor:
@@ -110,6 +118,7 @@ class Mapped(Source):
         self.source, self.function, self.dtype = source, function, dtype or source.dtype
         self.name, self.data_shape, self.shard_sizes = source.name, source.data_shape, source.shard_sizes
         self.columns = source.columns
+        self.condition_width, self._features_shape = source.condition_width, source.features_shape
 
     def read(self, shard: int) -> Tensor:
         """The function of the source's rows."""
@@ -149,6 +158,7 @@ class Part(Source):
         self.source, self.seed, self.held_out = source, seed, held_out
         self.name, self.data_shape = source.name, source.data_shape
         self.dtype, self.columns = source.dtype, source.columns
+        self.condition_width, self._features_shape = source.condition_width, source.features_shape
         # Rounded over all shards together: each on its own would hold out too many of short ones.
         ends = [round(count * end / total) for end in accumulate(source.shard_sizes)]
         self._counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]

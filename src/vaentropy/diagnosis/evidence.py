@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vaentropy._typing import Tensor
+from vaentropy.conditions import condition_width
 from vaentropy.data.given import Data
 from vaentropy.diagnosis.gradients import GradientCheck, StepCheck, gradient_check, trainable
 from vaentropy.diagnosis.latents import Collapse, Latents, latents_of
@@ -294,8 +295,10 @@ def _linear_elbo(reading: Reading, data: Data, train: Evaluation) -> float | str
     num_latents = min(math.prod(train.latent_shape), num_features - 1)
     if train.variance_kind is None:
         return "the likelihood is not normal"
-    if train.observed_fraction is not None or reading.bind is not None:
-        return "values are missing, or the model needs context"
+    if reading.bind is not None:
+        return "the model needs context (bind)"
+    if train.observed_fraction is not None:
+        return "values are missing"
     if not num_latents > 0 or num_features > MOST_FEATURES:
         return f"{num_features} features, expected 2 to {MOST_FEATURES}"
     if train.num_points < FEWEST_PER_FEATURE * num_features:
@@ -311,7 +314,7 @@ def _linear_elbo(reading: Reading, data: Data, train: Evaluation) -> float | str
 
     def wait(batch: Batch) -> None:
         # A covariance costs as much for few rows as for as many as there are features.
-        waiting.append(batch.x.flatten(1).cpu())
+        waiting.append(batch.rows.flatten(1).cpu())
         if sum(map(len, waiting)) >= num_features:
             count()
 
@@ -319,11 +322,14 @@ def _linear_elbo(reading: Reading, data: Data, train: Evaluation) -> float | str
     if waiting:
         count()
     assert statistics is not None
+    # Given c it is probabilistic PCA of what a regression on c leaves.
+    statistics, num_predictors = statistics.given_last(condition_width(reading.model))
     try:
         linear = LinearVAE.optimum(statistics, num_latents)
     except UsageError as error:  # σ² = 0: data that lie in a subspace
         return str(error).split(";")[0]
-    num_parameters = num_features * (num_latents + 1) + 1 - num_latents * (num_latents - 1) // 2
+    num_means = num_latents + 1 + num_predictors
+    num_parameters = num_features * num_means + 1 - num_latents * (num_latents - 1) // 2
     with torch.no_grad():
         return float(linear.mean_log_likelihood(statistics)) - num_parameters / train.num_points
 

@@ -13,11 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vaentropy._typing import Float, Tensor
 from vaentropy.answers import latents_of
 from vaentropy.checks import require_count, require_number, require_seed
+from vaentropy.conditions import bound_to
 from vaentropy.data.given import Data
 from vaentropy.decomposition import decompose
 from vaentropy.diagnosis.linearisation import flat, num_elements
 from vaentropy.diagnosis.moves import Move, moves_of
-from vaentropy.diagnosis.outputs import num_strangers, outputs_of
+from vaentropy.diagnosis.outputs import Outputs, num_strangers, outputs_of
 from vaentropy.diagnosis.points import Reading, require_rereadable, spread
 from vaentropy.diagnosis.step import StepCheck, along_gradient, best_step, uphill
 from vaentropy.errors import UnsupportedError, UsageError, shown
@@ -253,6 +254,10 @@ class _Look:
     def _some(self) -> Tensor | None:
         return None if self.points is None else self.points[:: max(1, len(self.points) // LINEARISED)]
 
+    def _outputs(self, points: Tensor) -> Outputs:
+        model, x, _ = bound_to(self.model, points)
+        return outputs_of(model, x, self.seed)
+
     def moves(self) -> list[Move]:
         """The theorem's moves, as near as the parameters come; none where that cannot be told."""
         points = self._some()
@@ -260,7 +265,7 @@ class _Look:
             return []
         try:
             with self._running():
-                outputs = outputs_of(self.model, points, self.seed)
+                outputs = self._outputs(points)
                 if number := num_strangers(outputs, self.parameters):
                     self.untested.append(
                         f"moves of the theorem: {number} trainable tensors take part that the model does not show; "
@@ -321,7 +326,7 @@ class _Look:
             gradient = (sums.reconstruction - beta * sums.kl) / num_draws
             try:
                 with self._running():
-                    outputs = outputs_of(self.model, points, self.seed)
+                    outputs = self._outputs(points)
                     direction = uphill(outputs, self.parameters, gradient, beta=beta)
             except (UnsupportedError, RuntimeError):
                 direction = along_gradient(self.parameters, gradient)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from vaentropy._typing import Tensor
+from vaentropy.data.conditioned import side_by_side
 from vaentropy.data.given import Data
 from vaentropy.errors import UsageError
 from vaentropy.model import LatentVariableModel
@@ -68,7 +69,8 @@ def spread(reading: Reading, data: Data, num_points: int) -> tuple[Tensor, Tenso
     """Points spread evenly over the data, which are read once, and which entries of them are observed.
 
     Returns:
-        x, at least `num_points` of them where there are as many, and fewer than twice that; observed or None.
+        x, at least `num_points` of them where there are as many, and fewer than twice that, with their condition where
+        there is one; observed or None.
     """
     kept: list[tuple[Tensor, Tensor]] = []
     step, seen, any_missing = 1, 0, False
@@ -76,11 +78,12 @@ def spread(reading: Reading, data: Data, num_points: int) -> tuple[Tensor, Tenso
     def keep(batch: Batch) -> None:
         nonlocal kept, step, seen, any_missing
         any_missing |= batch.observed is not None
-        there = torch.ones_like(batch.x, dtype=torch.bool) if batch.observed is None else batch.observed
+        x = batch.x if batch.condition is None else side_by_side(batch.x, batch.condition)
+        there = ~batch.rows.isnan()
         # Rows whose numbers are multiples of the step, whatever the batches.
         first = -seen % step
         # Copies: a view would keep its whole batch in memory.
-        kept.append((batch.x[first::step].clone(), there[first::step].clone()))
+        kept.append((x[first::step].clone(), there[first::step].clone()))
         seen += len(batch.x)
         while sum(len(rows) for rows, _ in kept) >= 2 * num_points:
             step *= 2

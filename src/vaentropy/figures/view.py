@@ -12,6 +12,7 @@ from torch.distributions import Distribution, Independent
 from vaentropy._typing import Float, Tensor
 from vaentropy.answers import Latents, latents_of, likelihood_at
 from vaentropy.checks import require_count, require_instance, require_seed
+from vaentropy.conditions import bound_to, require_conditions
 from vaentropy.data.given import Data, as_rows
 from vaentropy.data.scaling import Scaling
 from vaentropy.data.source import Rows, Source
@@ -65,7 +66,8 @@ class View:
             each point has one of its own.
         levels: of the quantiles that the traversals go over, (steps,).
         traversed: values that each latent shown takes, (K, steps): these quantiles of the aggregate posterior.
-        traversals: mean of p(x|z) there, all other latents at their mean over the points, (K, steps, *data_shape).
+        traversals: mean of p(x|z) there, all other latents at their mean over the points, (K, steps, *data_shape);
+            of a conditional model, given the condition of the first point.
         labels: (P,), if given.
         columns: names of the features, () where they have none.
         num_points: data points that were given, of which P are drawn.
@@ -148,10 +150,11 @@ def look(
     require_count("num_steps", num_steps, least=2)
     require_seed(seed)
     source = _source(x)
+    require_conditions(model, source, "data")
     # As given, or those that the data bring.
     own = [name for name, _ in frame_columns(x) or ()] or source.columns
-    names = require_names(columns, source.data_shape) or require_names(own, source.data_shape)
-    _check_scaling(scaling, source.data_shape)
+    names = require_names(columns, source.features_shape) or require_names(own, source.features_shape)
+    _check_scaling(scaling, source.features_shape)
     rows = _spread(len(source), _affordable(num_points, source.data_shape), seed)
     # Refused before the model has anything to do.
     chosen = None if labels is None else _as_labels(labels, len(source))[rows.numpy()]
@@ -159,7 +162,9 @@ def look(
 
     def keep(batch: Batch) -> None:
         about = {"labels": chosen, "columns": names, "num_points": len(source)}
-        views.append(View(**_seen(batch, num_latents, num_steps, scaling), **about))
+        # What is drawn of one latent after the other has the condition of the first point.
+        one = batch.model if batch.condition is None else bound_to(model, batch.rows[:1])[0]
+        views.append(View(**_seen(batch, one, num_latents, num_steps, scaling), **about))
 
     # One batch, and all that is drawn is drawn in it: the global generators are seeded there, and put back afterwards.
     Reading(model, batch_size=max(1, len(rows)), missing=missing).each(_pick(source, rows), keep, seed=seed)
@@ -246,13 +251,15 @@ def _mean(distribution: Distribution, what: str) -> Tensor:
     return mean
 
 
-def _seen(batch: Batch, num_latents: int, num_steps: int, scaling: Scaling | None) -> dict[str, Any]:
-    """The fields of a view that the model decides."""
+def _seen(
+    batch: Batch, one: LatentVariableModel, num_latents: int, num_steps: int, scaling: Scaling | None
+) -> dict[str, Any]:
+    """The fields of a view that the model decides; `one` is the model that traversals are of."""
     model, x, latents = batch.model, batch.x, latents_of(batch.model, batch.x)
     mean = _mean(latents.posterior, "the posterior")
     about = _latents(latents, mean, num_latents)
 
-    def decode(z: Tensor) -> Tensor:
+    def decode(model: LatentVariableModel, z: Tensor) -> Tensor:
         """(n, *data_shape) of z, n of them."""
         z = z.to(mean).reshape(len(z), *mean.shape[1:])
         return _for_pictures(_mean(as_batch(model.likelihood(z), len(z), "likelihood(z)"), "p(x|z)"), scaling)
@@ -262,13 +269,13 @@ def _seen(batch: Batch, num_latents: int, num_steps: int, scaling: Scaling | Non
     prior = latents.prior
     drawn = prior.sample() if prior.batch_shape else prior.sample(torch.Size([len(x)]))
     levels, values, at = _traversals(about, num_latents, num_steps)
-    traversals = decode(at.flatten(0, 1)).unflatten(0, values.shape)
+    traversals = decode(one, at.flatten(0, 1)).unflatten(0, values.shape)
     given = x if batch.observed is None else x.masked_fill(~batch.observed, torch.nan)
     return {
         **about,
         "x": _for_pictures(given, scaling),
         "reconstruction": reconstruction,
-        "samples": decode(drawn),
+        "samples": decode(model, drawn),
         "levels": levels,
         "traversed": values,
         "traversals": traversals,

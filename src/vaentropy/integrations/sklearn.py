@@ -67,7 +67,7 @@ class GaussianVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         epochs, batch_size, learning_rate, schedule, variances, beta, clip_norm: of training, see `fit`.
         patience: stop after so many evaluations of rows that are held out without a better ELBO, about ten evaluations
             being made in all, and end with the best weights; None holds out none.
-        validation_fraction: of the rows, drawn at random, that `patience` holds out, in (0, 1).
+        validation_fraction: of the rows, drawn at random, that `patience` holds out, in (0, 1); two are left at least.
         missing: "ignore" takes NaN for a missing value, which the likelihood leaves out; "error" refuses it.
         n_draws: points of one Sobol net that scores average over, shared by all rows; a power of 2 is best. On held-out
             digits with two latents 64 were 0.05 nats off, and 256 were within 0.006.
@@ -142,7 +142,8 @@ class GaussianVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
                 refuses.
             TrainingError: the ELBO diverges, after all rollbacks; scale the data, or lower the learning rate.
         """
-        x = self._rows(X, reset=True, ensure_min_samples=FEWEST_ROWS)
+        fewest = FEWEST_ROWS if self.patience is None else FEWEST_ROWS + 1
+        x = self._rows(X, reset=True, ensure_min_samples=fewest)
         self._expectation()  # so that a wrong n_draws does not wait for the first score
         random = check_random_state(self.random_state)
         seed = int(random.randint(SEEDS))
@@ -170,7 +171,7 @@ class GaussianVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         fraction = require_number("validation_fraction", _plain(self.validation_fraction))
         if fraction >= 1:
             raise UsageError(f"validation_fraction={fraction:g} given, expected a number between 0 and 1")
-        count = min(max(1, round(fraction * len(x))), len(x) - 1)
+        count = min(max(1, round(fraction * len(x))), len(x) - FEWEST_ROWS)
         order = random.permutation(len(x))
         return x[order[count:]], x[order[:count]]
 
@@ -258,8 +259,7 @@ class GaussianVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         self, X: Any, expectation: Callable[[], Expectation], sample_weight: Any, *, pointwise: bool = False
     ) -> Evaluation:
         x = self._known_rows(X)
-        # A copy: frames give arrays that cannot be written, of which torch warns.
-        weights = None if sample_weight is None else np.asarray(sample_weight).copy()
+        weights = None if sample_weight is None else np.asarray(sample_weight)
         with _DRAWING:
             return evaluate(
                 self.model_,

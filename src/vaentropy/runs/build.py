@@ -14,7 +14,7 @@ import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.config import DTYPES, RunConfig
-from vaentropy.data import Dataset, Source, names
+from vaentropy.data import Coding, Dataset, Source, names
 from vaentropy.data import load as load_data
 from vaentropy.data.catalogue import WITH_HELD_OUT
 from vaentropy.data.scaling import Scaling
@@ -51,36 +51,42 @@ def torch_dtype(config: RunConfig) -> torch.dtype:
     return getattr(torch, config.dtype)
 
 
-def build_model(config: RunConfig, data_shape: tuple[int, ...]) -> VAE:
+def build_model(config: RunConfig, data_shape: tuple[int, ...], coding: Coding | None = None) -> VAE:
     """The untrained model, its initial weights drawn from the seed; on the CPU, in the run's dtype.
+
+    Args:
+        config: of the run.
+        data_shape: of one data point.
+        coding: of the condition that comes with each; None without one.
 
     Raises:
         UsageError: the settings do not fit the data.
     """
     with seeded(config.seed, torch.device("cpu")):
-        return draw_model(config, data_shape)
+        return draw_model(config, data_shape, coding)
 
 
-def draw_model(config: RunConfig, data_shape: tuple[int, ...]) -> VAE:
+def draw_model(config: RunConfig, data_shape: tuple[int, ...], coding: Coding | None = None) -> VAE:
     """As `build_model`, its initial weights drawn from the global generator."""
-    _require_memory(config, data_shape)
-    return _model(config, data_shape).to(torch_dtype(config))
+    width = None if coding is None else coding.width
+    _require_memory(config, data_shape, width)
+    return _model(config, data_shape, width).to(torch_dtype(config))
 
 
-def _model(config: RunConfig, data_shape: tuple[int, ...]) -> VAE:
+def _model(config: RunConfig, data_shape: tuple[int, ...], width: int | None) -> VAE:
     family = FAMILIES[config.model]
     if config.network == "mlp":
-        return family(data_shape, config.latent_dim, config.hidden)
+        return family(data_shape, config.latent_dim, config.hidden, condition=width)
     networks = ConvEncoder(data_shape, config.hidden), ConvDecoder(data_shape, config.hidden[::-1])
-    return family(data_shape, config.latent_dim, networks=networks)
+    return family(data_shape, config.latent_dim, networks=networks, condition=width)
 
 
-def _require_memory(config: RunConfig, data_shape: tuple[int, ...]) -> None:
+def _require_memory(config: RunConfig, data_shape: tuple[int, ...], width: int | None) -> None:
     """Refuse a model that is larger than the machine, which the system would end without a word."""
     what = f"a model of data_shape={data_shape}, hidden={shown(config.hidden)}, latent_dim={config.latent_dim}"
     try:
         with torch.device("meta"):  # shapes alone
-            model = _model(config, data_shape)
+            model = _model(config, data_shape, width)
     except (RuntimeError, OverflowError) as error:
         if isinstance(error, UsageError):
             raise
@@ -106,13 +112,19 @@ def load_own(config: RunConfig, *, folder: str | None = None) -> Dataset:
         config: of the run.
         folder: where its files are, if not where the run found them.
     """
-    options = {"columns": config.columns or None, "exclude": config.exclude}
+    options = {"columns": config.columns or None, "exclude": config.exclude, "condition": config.condition or None}
     images = {"key": config.key, "image_size": config.image_size, "crop": config.crop}
     return _load(config, moved(config.data, folder), folder, config.held_out, config.scale, **options, **images)
 
 
 def load_other(
-    config: RunConfig, data: str, scaling: Scaling, columns: tuple[str, ...], *, folder: str | None = None
+    config: RunConfig,
+    data: str,
+    scaling: Scaling,
+    columns: tuple[str, ...],
+    coding: Coding | None = None,
+    *,
+    folder: str | None = None,
 ) -> Dataset:
     """All of another data set, read and scaled as the run's own.
 
@@ -121,6 +133,7 @@ def load_other(
         data: a data set, file or folder.
         scaling: of the run.
         columns: names of the run's features; a table is read by them, whatever else it holds, in whatever order.
+        coding: of the run's condition; None reads the features alone.
         folder: where the files of a named data set are, if not where the run found them.
     """
     path, options = Path(os.path.expanduser(data)), {}
@@ -128,29 +141,39 @@ def load_other(
         # Numbers, of a table without a header, are positions: there the columns to leave out are too.
         named = not all(name.isdecimal() for name in columns)
         options = (
-            {"columns": columns or None} if named else {"columns": config.columns or None, "exclude": config.exclude}
+            {"columns": columns or None}
+            if named
+            # Columns that make a condition are no features, whether they are read or not.
+            else {"columns": config.columns or None, "exclude": (*config.exclude, *config.condition)}
         )
     elif data.lower().endswith(".npz"):
         options = {"key": config.key}
     elif path.is_dir() and data not in names():
         options = {"image_size": config.image_size, "crop": config.crop}
-    return _load(config, data, folder, 0.0, scaling, **options)
+    return _load(config, data, folder, 0.0, scaling, condition=coding, **options)
 
 
 def all_rows(
-    config: RunConfig, data: str | None, scaling: Scaling, columns: tuple[str, ...], *, folder: str | None = None
+    config: RunConfig,
+    data: str | None,
+    scaling: Scaling,
+    columns: tuple[str, ...],
+    coding: Coding | None = None,
+    *,
+    folder: str | None = None,
 ) -> list[Tensor | Source]:
     """All rows of a data set in their order, read and scaled as the run's own.
 
     Args:
         config: of the run.
         data: a data set, file or folder; None takes the run's own, with the held-out set that it comes with, if any.
-        scaling, columns: of the run.
+        scaling, columns, coding: of the run, as for `load_other`.
         folder: where the files of the data set are, if not where the run found them.
     """
-    parts = [load_other(config, data or moved(config.data, folder), scaling, columns, folder=folder).train]
+    parts = [load_other(config, data or moved(config.data, folder), scaling, columns, coding, folder=folder).train]
     if data is None and config.held_out is None and config.data in WITH_HELD_OUT:
-        parts.append(load_own(config, folder=folder).held_out)
+        own = config if coding is not None else replace(config, condition=())
+        parts.append(load_own(own, folder=folder).held_out)
     return parts
 
 

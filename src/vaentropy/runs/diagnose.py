@@ -85,7 +85,7 @@ def diagnosed(
     folder.require_same_data(fingerprints(own), own.scaling)
     held_out: Tensor | Source = own.held_out
     if data is not None:
-        held_out = load_other(config, data, scaling, folder.columns(), folder=data_folder).train
+        held_out = load_other(config, data, scaling, folder.columns(), folder.coding(), folder=data_folder).train
         require_data_shape(model, held_out)
     for name in ("beta", "missing", "log_jacobian", "held_out", "optimizer"):
         if name in options:

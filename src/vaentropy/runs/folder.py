@@ -14,13 +14,15 @@ RUN/report.html          all of it to look at
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vaentropy._typing import Tensor
 from vaentropy.checks import require_counts, require_path
 from vaentropy.config import RunConfig
+from vaentropy.data.coding import Coding
 from vaentropy.data.formats.reading import one_line
 from vaentropy.data.scaling import Scaling
 from vaentropy.errors import DataError, MissingExtraError, UsageError, shown
@@ -309,6 +311,31 @@ class RunFolder:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise self._no_manifest(f"columns are {shown(names)}")
         return tuple(names)
+
+    def coding(self) -> Coding | None:
+        """How columns became the condition that the run's model is given; None where it is given none.
+
+        Raises:
+            DataError: the manifest is damaged.
+        """
+        stored = self.manifest()["data"].get("condition")
+        try:
+            return None if stored is None else Coding.from_dict(stored)
+        except ValueError as error:
+            raise self._no_manifest(str(error)) from error
+
+    def condition(self, values: Sequence[str]) -> Tensor:
+        """One condition (k,) for the run's model, of values as a user writes them.
+
+        Raises:
+            UsageError: the model takes none, or one of other columns.
+            DataError: a value that its columns do not have.
+        """
+        coding = self.coding()
+        if coding is None:
+            what = f"condition {','.join(values)} given for {self}"
+            raise UsageError(f"{what}, whose model takes none; leave it out, or train with --condition")
+        return coding.of_texts(values)
 
     def scaling(self) -> Scaling:
         """Scaling of the run's data; the trivial one where there is no file of it.

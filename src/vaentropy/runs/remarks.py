@@ -1,5 +1,7 @@
 """What a user should know about a finished run, one line each."""
 
+import math
+
 from vaentropy.config import RunConfig
 from vaentropy.data import Dataset
 from vaentropy.data.source import first_rows
@@ -33,7 +35,8 @@ def _units(config: RunConfig, data: Dataset) -> str | None:
     """Advice where features lie far from 0 or differ much in scale, which networks cannot make up for."""
     if config.scale is not None or not data.scaling.trivial:
         return None
-    some = first_rows(data.train).double()
+    # Without the condition, which is behind the features.
+    some = first_rows(data.train).double().flatten(1)[:, : math.prod(data.data_shape)]
     mean, deviation = some.nanmean(0), (some - some.nanmean(0)).square().nanmean(0).sqrt()
     varying = deviation[deviation > 0]
     if not varying.numel():

@@ -41,14 +41,14 @@ def select(
         return select_latents(data, latent_dims, model="linear", seed=config.seed, **options)
 
     def make(latent_dim: int):
-        return draw_model(replace(config, latent_dim=latent_dim), data.data_shape).to(device)
+        return draw_model(replace(config, latent_dim=latent_dim), data.data_shape, data.coding).to(device)
 
     settings = config.settings()
     # Those of the run alone; `select` refuses the others that it does not take.
     for name in ("seed", "evaluate_every", *(() if config.patience else ("patience",))):
         del settings[name]
     largest = replace(config, latent_dim=latent_dims[-1])
-    with num_threads(config, build_model(largest, data.data_shape)):
+    with num_threads(config, build_model(largest, data.data_shape, data.coding)):
         selection = select_latents(
             data,
             latent_dims,

@@ -297,7 +297,7 @@ def _prepare(config: RunConfig, data_folder: str | None = None) -> _Prepared:
     data = load_own(config, folder=data_folder)
     if config.patience and not len(data.held_out):
         raise UsageError(f"patience={config.patience} given without held-out data, expected some to judge by")
-    return _Prepared(data, fingerprints(data), build_model(config, data.data_shape).to(device))
+    return _Prepared(data, fingerprints(data), build_model(config, data.data_shape, data.coding).to(device))
 
 
 def _train(
@@ -373,6 +373,7 @@ def _manifest(prepared: _Prepared, status: str) -> dict[str, Any]:
             "description": data.description,
             "data_shape": data.data_shape,
             "columns": data.columns,
+            **({} if data.coding is None else {"condition": data.coding.to_dict()}),
             "num_train": len(data.train),
             "num_held_out": len(data.held_out),
             **prints,

@@ -1,6 +1,6 @@
 """What a finished run is good for: load, evaluate, encode, reconstruct, sample, tell about it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -8,14 +8,17 @@ import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_count, require_instance, require_seed
+from vaentropy.conditions import bound_to
 from vaentropy.config import RunConfig
 from vaentropy.data import Source
+from vaentropy.data.conditioned import given
 from vaentropy.data.formats.reading import one_line
 from vaentropy.data.scaling import Scaling
-from vaentropy.errors import DataError
+from vaentropy.errors import DataError, UsageError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation
 from vaentropy.importance import LogLikelihood, log_likelihood
+from vaentropy.model import LatentVariableModel
 from vaentropy.modes import in_mode
 from vaentropy.results import Evaluation
 from vaentropy.rows import fill_missing
@@ -70,7 +73,7 @@ def load(run: str | Path, *, device: str | torch.device = "cpu", model: VAE | No
     if model is not None:
         require_instance("model", model, VAE, "a VAE")
     else:
-        model = build_model(folder.config(), folder.data_shape())
+        model = build_model(folder.config(), folder.data_shape(), folder.coding())
     if best:
         path = Checkpoints(folder.path).best_path()
         if path is None:
@@ -191,7 +194,8 @@ def _each_part(
         folder.require_same_data(fingerprints(own), own.scaling)
         parts = {"train": own.train, "held_out": own.held_out}
     else:
-        parts = {"data": load_other(config, data, scaling, folder.columns(), folder=data_folder).train}
+        other = load_other(config, data, scaling, folder.columns(), folder.coding(), folder=data_folder)
+        parts = {"data": other.train}
     options: dict[str, Any] = {"missing": config.missing, "log_jacobian": scaling.log_jacobian}
     for x in parts.values():
         require_data_shape(model, x)
@@ -205,6 +209,7 @@ def encode_run(
     *,
     data: str | None = None,
     data_folder: str | None = None,
+    condition: Sequence[str] | None = None,
     variance: bool = False,
     overwrite: bool = False,
     device: str = "auto",
@@ -218,6 +223,8 @@ def encode_run(
         data: a data set, file or folder; by default the run's own, all rows as they are in its file, followed by those
             of the held-out set that it comes with, if any.
         data_folder: where the files of a named data set are, if no longer where the run found them.
+        condition: one value for each column of the run's condition, as texts, that all rows are given in place of those
+            in the data; None takes those.
         variance: write the posterior variances as well, in as many columns more.
         overwrite: replace the file if it exists.
         device: as in `RunConfig`.
@@ -234,10 +241,10 @@ def encode_run(
     names += [f"variance_{h}" for h in range(config.latent_dim)] if variance else []
 
     output = Output(out, (len(names),), names, overwrite=overwrite)
-    opened = _open(run, data, data_folder, device)
+    opened = _open(run, data, data_folder, device, condition)
 
-    def rows(batch: Tensor) -> Tensor:
-        q = opened.model.posterior(batch)
+    def rows(model: LatentVariableModel, batch: Tensor) -> Tensor:
+        q = model.posterior(batch)
         return torch.cat([q.mean, q.variance], -1) if variance else q.mean
 
     return _write(opened, rows, output, on_batch)
@@ -249,6 +256,7 @@ def reconstruct_run(
     *,
     data: str | None = None,
     data_folder: str | None = None,
+    condition: Sequence[str] | None = None,
     overwrite: bool = False,
     device: str = "auto",
     on_batch: Callable[[int], None] | None = None,
@@ -259,11 +267,11 @@ def reconstruct_run(
     """
     folder = RunFolder(run)
     output = Output(out, folder.data_shape(), folder.columns(), overwrite=overwrite)
-    opened = _open(run, data, data_folder, device)
+    opened = _open(run, data, data_folder, device, condition)
 
-    def rows(batch: Tensor) -> Tensor:
-        z = opened.model.posterior(batch).mean
-        return _as_stored(opened.model.likelihood(z).mean, opened.scaling)
+    def rows(model: LatentVariableModel, batch: Tensor) -> Tensor:
+        z = model.posterior(batch).mean
+        return _as_stored(model.likelihood(z).mean, opened.scaling)
 
     return _write(opened, rows, output, on_batch)
 
@@ -273,6 +281,7 @@ def sample_run(
     out: str | Path | None,
     num_samples: int,
     *,
+    condition: Sequence[str] | None = None,
     noise: bool = False,
     seed: int = 0,
     overwrite: bool = False,
@@ -284,6 +293,7 @@ def sample_run(
         run: its folder.
         out: as for `encode_run`.
         num_samples: how many.
+        condition: one value for each column of the run's condition, as texts; None for a model that is given none.
         noise: draw x from p(x|z); by default its mean is written.
         seed: of the draws.
         overwrite: replace the file if it exists.
@@ -299,9 +309,13 @@ def sample_run(
     require_seed(seed)
     folder = RunFolder(run)
     model, scaling = load(run, device=device), folder.scaling()
+    if condition is None and (coding := folder.coding()) is not None:
+        expected = f"a value for each of {', '.join(coding.names)}"
+        raise UsageError(f"no condition given to sample {folder}, expected {expected}; pass --condition")
+    c = None if condition is None else folder.condition(condition)
     output = Output(out, model.data_shape, folder.columns(), overwrite=overwrite)
     with output.opened(num_samples) as write:
-        write(_as_stored(model.sample(num_samples, noise=noise, seed=seed), scaling))
+        write(_as_stored(model.sample(num_samples, condition=c, noise=noise, seed=seed), scaling))
     return num_samples
 
 
@@ -337,12 +351,18 @@ class _Opened(NamedTuple):
     scaling: Scaling
 
 
-def _open(run: str | Path, data: str | None, data_folder: str | None, device: str) -> _Opened:
+def _open(
+    run: str | Path, data: str | None, data_folder: str | None, device: str, condition: Sequence[str] | None
+) -> _Opened:
     folder = RunFolder(run)
     config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
-    parts = all_rows(config, data, scaling, folder.columns(), folder=data_folder)
+    c = None if condition is None else folder.condition(condition)
+    coding = folder.coding() if c is None else None
+    parts = all_rows(config, data, scaling, folder.columns(), coding, folder=data_folder)
     for x in parts:
         require_data_shape(model, x)
+    if c is not None:
+        parts = [given(x, c.expand(len(x), -1)) for x in parts]
     return _Opened(config, model, parts, scaling)
 
 
@@ -358,7 +378,7 @@ def require_data_shape(model: VAE, x: Tensor | Source) -> None:
     Raises:
         DataError: they are.
     """
-    given = tuple(x.shape[1:]) if isinstance(x, Tensor) else x.data_shape
+    given = tuple(x.shape[1:]) if isinstance(x, Tensor) else x.features_shape
     if given != model.data_shape:
         raise DataError(f"data points of shape {given} given, expected {model.data_shape} as in training")
 
@@ -371,14 +391,18 @@ def _batches(parts: list[Tensor | Source]) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def _write(
-    opened: _Opened, rows: Callable[[Tensor], Tensor], output: Output, on_batch: Callable[[int], None] | None
+    opened: _Opened,
+    rows: Callable[[LatentVariableModel, Tensor], Tensor],
+    output: Output,
+    on_batch: Callable[[int], None] | None,
 ) -> int:
     config, model, parts, _ = opened
     weight, num_rows = model.latent_mean.weight, sum(len(x) for x in parts)
     with num_threads(config, model), output.opened(num_rows) as write, in_mode(model, "eval"):
         for batch in _batches(parts):
-            x, _ = fill_missing(batch)
-            write(rows(x.to(weight.device, weight.dtype)))
+            filled, _ = fill_missing(batch)
+            bound, x, _ = bound_to(model, filled.to(weight.device, weight.dtype))
+            write(rows(bound, x))
             if on_batch:
                 on_batch(len(batch))
     return num_rows

@@ -1,5 +1,7 @@
 """Models of different numbers of latents under the same noise, so that it cancels in differences of their ELBOs."""
 
+import copy
+
 from torch import nn
 from torch.distributions import Distribution
 
@@ -25,6 +27,7 @@ class Aligned(nn.Module):
 
     order: Tensor
     places: Tensor
+    condition: Tensor | None
 
     def __init__(self, model: VAE, kl: Float[Tensor, "H"], size: int):
         super().__init__()
@@ -34,6 +37,13 @@ class Aligned(nn.Module):
         self.register_buffer("order", order.to(device))
         self.register_buffer("places", order.argsort().to(device))
         self.data_shape, self.latent_shape = model.data_shape, (size,)
+        self.condition_width, self.condition = model.condition_width, None
+
+    def given(self, condition: Num[Tensor, "b k"]) -> "Aligned":
+        """The model at the conditions of a batch."""
+        aligned = copy.copy(self)
+        aligned.condition = self.model.given(condition).condition
+        return aligned
 
     def _of(self, q: DiagonalNormal, event_dim: int) -> DiagonalNormal:
         added = (0, self.size - len(self.order))
@@ -42,7 +52,7 @@ class Aligned(nn.Module):
 
     def posterior(self, x: Num[Tensor, "B *data"]) -> DiagonalNormal:
         """q(z|x), latents in order."""
-        q = self.model.posterior(x)
+        q = self.model.posterior(x, self.condition)
         return self._of(q, len(q.event_shape))
 
     def prior(self) -> DiagonalNormal:
@@ -51,4 +61,4 @@ class Aligned(nn.Module):
 
     def likelihood(self, z: Float[Tensor, "B H"]) -> Distribution:
         """p(x|z) for latents in order."""
-        return self.model.likelihood(z.index_select(-1, self.places))
+        return self.model.likelihood(z.index_select(-1, self.places), self.condition)

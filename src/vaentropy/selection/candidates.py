@@ -73,11 +73,13 @@ class Fitted:
 
 
 def num_parameters(model: VAE) -> int:
-    """What BIC counts: free numbers of p(x), those of latent layer, decoder, likelihood and prior; not the encoder's.
+    """What BIC counts: free numbers of p(x) or p(x|c), those of latent layer, decoder, likelihood and prior alone.
 
     A column of fixed norm has one number less.
     """
-    parameters = [p for part in (model.latent_layer, model.decoder, model.head) for p in part.parameters()]
+    parts = [model.latent_layer, model.decoder, model.head]
+    parts += [model.condition_layer] if model.condition_width else []
+    parameters = [p for part in parts for p in part.parameters()]
     if isinstance(model.prior_log_variance, torch.nn.Parameter):
         parameters.append(model.prior_log_variance)
     distinct = {id(p): p.numel() for p in parameters if p.requires_grad}

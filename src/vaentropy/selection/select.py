@@ -8,6 +8,7 @@ import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_count, require_number, require_seed
+from vaentropy.data.conditioned import ConditionedRows
 from vaentropy.data.dataset import Dataset, split
 from vaentropy.data.given import Data, as_rows
 from vaentropy.data.source import Part, Source
@@ -64,7 +65,7 @@ def select(
 
     Args:
         data: (N, *data_shape), a tensor, array, data frame, `Source` or map-style torch Dataset, or what
-            `vaentropy.data.load` returns, whose held-out part then decides.
+            `vaentropy.data.load` returns, whose held-out part then decides; with a condition as `given(x, c)`.
         latent_dims: candidates, two or more; 0 is possible for "linear".
         model: "linear", the linear VAE in closed form, of which ELBO and log-likelihood are one; "vae0", "vae1", "vae2"
             or "vae3"; or a function from latent_dim to a new VAE, such as `lambda h: vae1(64, h)`.
@@ -96,11 +97,15 @@ def select(
     seeds = range(seed, seed + require_count("num_seeds", NUM_SEEDS if num_seeds is None else num_seeds))
     require_seed(seeds[-1])
     parts = _parts(data, held_out, seed, settings["missing"])
+    if linear and isinstance(parts.train, Source) and parts.train.condition_width:
+        raise UsageError(
+            'model="linear" given for data with a condition, which it takes none of, expected vae0 to vae3'
+        )
     if linear:
         moments = data_moments(parts.train)
         fitted, failures = _each(candidates, lambda latent_dim: fit_linear(latent_dim, moments, parts), UsageError)
     else:
-        make = _checked(model, candidates, _shape(parts.train)[1:], seed)
+        make = _checked(model, candidates, parts.train, seed)
         with progress_bar(len(candidates) * len(seeds) * settings["epochs"], "epochs", show=progress) as report:
             trainer = Trainer(
                 make=make,
@@ -175,6 +180,8 @@ def _parts(data: Any, held_out: Any, seed: int, missing: str) -> Parts:
     fraction = float(held_out)
     if isinstance(rows, Tensor):
         train, chosen = split(rows, fraction, seed=seed)
+    elif isinstance(rows, ConditionedRows):
+        train, chosen = (rows.like(part) for part in split(rows.rows, fraction, seed=seed))
     else:
         train, chosen = (Part(rows, fraction, seed=seed, held_out=part) for part in (False, True))
     return Parts(train, chosen if len(chosen) else None)
@@ -190,6 +197,8 @@ def _rows(data: Any, name: str, missing: str) -> Tensor | Source:
     if isinstance(rows, Tensor):
         # Before they are split, so that the row is that of the user.
         require_finite(rows, name, missing=missing == "ignore")
+    elif isinstance(rows, ConditionedRows):
+        require_finite(rows.rows, name, missing=missing == "ignore")
     return rows
 
 
@@ -201,14 +210,16 @@ def _description(data: Any) -> str:
     return f"{data.name} ({data.description})" if isinstance(data, Dataset) else ""
 
 
-def _checked(model: Any, candidates: Sequence[int], data_shape: tuple[int, ...], seed: int) -> Make:
-    """What makes a new model for a latent_dim; tried once for each candidate before any is trained."""
+def _checked(model: Any, candidates: Sequence[int], rows: Tensor | Source, seed: int) -> Make:
+    """What makes a new model of the rows for a latent_dim; tried once for each candidate before any is trained."""
+    data_shape = _shape(rows)[1:] if isinstance(rows, Tensor) else rows.features_shape
+    width = 0 if isinstance(rows, Tensor) else rows.condition_width
     if isinstance(model, str):
         if model not in FAMILIES:
             known = (LINEAR, *FAMILIES)
             raise UsageError(f"model={shown(model)} given, {nearest(model, known)}expected one of {', '.join(known)}")
         family = FAMILIES[model]
-        return lambda latent_dim: family(data_shape, latent_dim)
+        return lambda latent_dim: family(data_shape, latent_dim, condition=width or None)
     if not callable(model) or isinstance(model, torch.nn.Module):
         given = f"model of type {type(model).__name__} given"
         raise UsageError(f"{given}, expected a name, or a function from latent_dim to a new VAE: lambda h: vae1(64, h)")
@@ -221,6 +232,9 @@ def _checked(model: Any, candidates: Sequence[int], data_shape: tuple[int, ...],
         if made[0].latent_shape != (latent_dim,) or made[0].data_shape != data_shape:
             given = f"a VAE of {made[0].latent_shape[0]} latents for data of shape {made[0].data_shape}"
             raise UsageError(f"model({latent_dim}) returned {given}, expected {latent_dim} latents and {data_shape}")
+        if made[0].condition_width != width:
+            given = f"a VAE with a condition of width {made[0].condition_width}"
+            raise UsageError(f"model({latent_dim}) returned {given}, expected {width} as the data have; condition=...")
     return cast(Make, model)
 
 

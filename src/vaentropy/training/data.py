@@ -7,12 +7,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from vaentropy._typing import Tensor
+from vaentropy.conditions import condition_width, packed, require_conditions, require_rows, row_shape
 from vaentropy.data.batches import Batches
+from vaentropy.data.conditioned import ConditionedRows
 from vaentropy.data.given import Data, as_rows
 from vaentropy.data.source import Source
 from vaentropy.errors import DataError, UsageError
 from vaentropy.model import placement
-from vaentropy.rows import as_tensor, require_finite, rows_of
+from vaentropy.rows import as_tensor, require_finite
 from vaentropy.vae import VAE
 
 __all__ = ["TrainingData", "none_if_empty"]
@@ -53,6 +55,7 @@ class TrainingData:
         missing: str,
     ):
         self.device, self.dtype = placement(model)
+        self._model, self._condition_width = model, condition_width(model)
         self.rows: Tensor | Source | DataLoader
         self._name, self._missing = name, missing == "ignore"
         # Whether values may be missing in a batch: seen once, where the data are in memory, and not at each step, which
@@ -62,17 +65,20 @@ class TrainingData:
             self.rows = data
             self._check_loader(model, data)
             return
-        rows = as_rows(data)
+        require_conditions(model, data, name)
+        rows = data.rows if isinstance(data, ConditionedRows) else as_rows(data)
         if rows is None:
             # A list of lists, say; what is no array at all is refused here.
             rows = as_tensor(data)
         if isinstance(rows, Tensor):
             self._require_shape(model, tuple(rows.shape), name)
             rows = rows.to(device=self.device, dtype=self.dtype)
-            require_finite(rows, name, missing=self._missing)
+            self._require_finite(rows)
             missing_values = rows.isnan() if self._missing else None
             self.may_be_missing = missing_values is not None and bool(missing_values.any())
-            if missing_values is not None and bool(missing_values.all()):
+            # A condition is never missing.
+            features = slice(-self._condition_width if self._condition_width else None)
+            if missing_values is not None and bool(missing_values[:, features].all()):
                 raise DataError(f"{name} given of which every value is missing (NaN), expected some that are observed")
         else:
             self._require_shape(model, (len(rows), *rows.data_shape), name)
@@ -94,12 +100,18 @@ class TrainingData:
         first = next(iter(loader), None)
         if first is None:
             raise DataError(f"{self._name} is a DataLoader without batches, expected at least one")
-        self._first = rows_of(first)
+        self._first = packed(model, first, self._name)
         self._require_shape(model, tuple(self._first.shape), self._name)
+
+    def _require_finite(self, rows: Tensor) -> None:
+        require_finite(rows, self._name, missing=self._missing)
+        if self._condition_width and self._missing:
+            require_finite(rows[:, -self._condition_width :], f"the condition of {self._name}")
 
     @staticmethod
     def _require_shape(model: VAE, shape: tuple[int, ...], name: str) -> None:
-        if shape[1:] != model.data_shape or not shape or shape[0] == 0:
+        require_rows(model, shape, name)
+        if shape[1:] != row_shape(model) or not shape or shape[0] == 0:
             expected = ", ".join(map(str, model.data_shape))
             raise DataError(f"{name} of shape {shape} given, expected (N, {expected})")
 
@@ -143,11 +155,11 @@ class TrainingData:
             set_epoch = getattr(self.rows.sampler, "set_epoch", None)
             if set_epoch:
                 set_epoch(number)
-            batches: Iterable[Tensor] = map(rows_of, self.rows)
+            batches: Iterable[Tensor] = (packed(self._model, batch, self._name) for batch in self.rows)
         else:
             batches = self._batches.epoch(number, start)
         for batch in batches:
-            require_finite(batch, self._name, missing=self._missing)
+            self._require_finite(batch)
             yield batch.to(device=self.device, dtype=self.dtype)
 
     def some(self) -> Tensor:

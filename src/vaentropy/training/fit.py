@@ -84,7 +84,8 @@ def fit(
         model: changed in place.
         data: (N, *data_shape), a tensor, array or data frame; a `Source` or map-style torch Dataset, read shard by
             shard, so that it may be larger than memory; or a DataLoader, whose batches are taken as they come (of
-            [data, labels] the data) and which is resumed from the beginning of an epoch.
+            [data, labels] the data) and which is resumed from the beginning of an epoch. For a conditional model
+            `given(x, c)`, or a DataLoader of [data, condition].
         held_out: the same, evaluated along with the training data; never trained on.
         epochs: passes over the data. Every point is used in each.
         batch_size: points per step at most; the batches of an epoch are of nearly equal size.

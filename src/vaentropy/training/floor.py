@@ -3,6 +3,7 @@
 import torch
 
 from vaentropy._typing import Tensor
+from vaentropy.conditions import split_rows
 from vaentropy.data.source import Source, first_rows
 from vaentropy.likelihoods import GaussianHead
 from vaentropy.modes import in_mode
@@ -13,11 +14,12 @@ __all__ = ["at_floor", "explain_floor"]
 
 @torch.no_grad()
 def at_floor(model: VAE, x: Tensor) -> float:
-    """Fraction of the decoder's variances that are at their floor, at the posterior means of x (B, *data_shape)."""
+    """Fraction of the decoder's variances that are at their floor, at the posterior means of rows x of data."""
     if not isinstance(model.head, GaussianHead):
         return 0.0
+    x, condition = split_rows(model, x.nan_to_num(nan=0.0))
     with in_mode(model, "eval"):
-        return model.head.at_floor(model.decoder_features(model.posterior(x.nan_to_num(nan=0.0)).mean))
+        return model.head.at_floor(model.decoder_features(model.posterior(x, condition).mean, condition))
 
 
 def explain_floor(model: VAE, fraction: float, x: Tensor | Source) -> str | None:
@@ -31,7 +33,7 @@ def explain_floor(model: VAE, fraction: float, x: Tensor | Source) -> str | None
     if not fraction or not isinstance(model.head, GaussianHead):
         return None
     floor = model.head.likelihood.floor
-    values = first_rows(x).double()
+    values = split_rows(model, first_rows(x))[0].double()
     constant = int((values.nan_to_num(nan=0.0).var(0, correction=0) <= floor).sum())
     what = f"σ² is held at its floor of {floor:g} for {fraction:.1%} of the features, where the theorem does not hold: "
     if constant:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_function, require_instance, require_seed
+from vaentropy.data.conditioned import ConditionedRows
 from vaentropy.data.given import Data
 from vaentropy.data.source import Source
 from vaentropy.errors import ModelError, UsageError, shown
@@ -84,7 +85,7 @@ def fit_replicates(
 
     Args:
         models: of the same layers, device and dtype; without dropout or other randomness of their own.
-        data: (N, *data_shape), a tensor, array or data frame.
+        data: (N, *data_shape), a tensor, array or data frame; for conditional models with a condition, `given(x, c)`.
         seeds: one for each model, of batch order and noise; None takes 0, 1, …
         learning_rates: of Adam, one for all or one for each.
         held_out: the same as `data`, evaluated along with it; never trained on.
@@ -104,7 +105,8 @@ def fit_replicates(
     models = _checked_models(models)
     require_function("on_epoch", on_epoch)
     for name, given in (("data", data), ("held_out", held_out)):
-        if isinstance(given, Source | DataLoader | Dataset):
+        in_memory = isinstance(given, ConditionedRows)
+        if isinstance(given, Source | DataLoader | Dataset) and not in_memory:
             raise UsageError(f"{name} is a {type(given).__name__}, expected a tensor, array or data frame; use fit")
     log_jacobian = check_log_jacobian(log_jacobian, models[0].data_shape)
     common = Settings(

@@ -5,7 +5,7 @@ import gzip
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from vaentropy.data.formats.tables import Names, choose
 from vaentropy.data.source import Source, rows_per_shard
 from vaentropy.errors import DataError, MissingExtraError
 
-__all__ = ["CsvFile", "csv_columns"]
+__all__ = ["MISSING", "CsvFile", "csv_columns", "csv_texts"]
 
 CSV = "a CSV file in UTF-8, its fields divided by commas"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -146,6 +146,28 @@ def csv_columns(path: Path) -> list[str]:
     size_of(path, CSV)
     with reading(path, CSV), _open(path) as file:
         return _first_line(file, path)[0]
+
+
+def csv_texts(path: Path, columns: Names) -> Any:
+    """Some columns of a .csv or .csv.gz file as texts, a table of pyarrow, in memory.
+
+    Raises:
+        DataError: no such file, or no CSV file.
+        UsageError: there is no such column.
+        MissingExtraError: pyarrow is not installed.
+    """
+    pyarrow, pyarrow_csv = _pyarrow_csv()
+    size_of(path, CSV)
+    with reading(path, CSV), _open(path) as file:
+        names, _, start = _first_line(file, path)
+        kept = [names[position] for position in choose(names, columns, (), str(path))]
+        file.seek(start)
+        return pyarrow_csv.read_csv(
+            file,
+            pyarrow_csv.ReadOptions(use_threads=False, column_names=names),
+            None,
+            pyarrow_csv.ConvertOptions(column_types=dict.fromkeys(kept, pyarrow.string()), include_columns=kept),
+        )
 
 
 def _is_compressed(path: Path) -> bool:

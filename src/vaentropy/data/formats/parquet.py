@@ -13,7 +13,7 @@ from vaentropy.data.formats.tables import Names, choose
 from vaentropy.data.source import Source
 from vaentropy.errors import DataError, MissingExtraError
 
-__all__ = ["ParquetFiles"]
+__all__ = ["ParquetFiles", "parquet_table"]
 
 PARQUET = "a Parquet file"
 # Of a shard, in float64; longer row groups are cut. That which Arrow and pandas write unless told otherwise, 2^20 rows,
@@ -53,9 +53,7 @@ class ParquetFiles(Source):
 
     def __init__(self, path: Path, columns: Names | None = None, exclude: Names = ()):
         self.name = str(path)
-        paths = [path]
-        if path.is_dir():
-            paths = sorted(file for file in path.glob("*.parquet") if file.name[0] not in "._")
+        paths = _paths(path)
         self._pieces: list[_Piece] = []
         self._reader: _Reader | None = None
         kinds = [self._add(file, paths[0], columns, exclude) for file in paths]
@@ -114,6 +112,31 @@ class ParquetFiles(Source):
         ends = [rows * (number + 1) // num for number in range(num)]
         for start, end in zip([0, *ends], ends, strict=False):
             self._pieces.append(_Piece(path, group, start, end - start, first_row + start))
+
+
+def _paths(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.glob("*.parquet") if file.name[0] not in "._")
+
+
+def parquet_table(path: Path, columns: Names) -> Any:
+    """Some columns of a .parquet file, or of a folder's, a table of pyarrow, in memory.
+
+    Raises:
+        DataError: no such file, or no Parquet file.
+        UsageError: there is no such column.
+        MissingExtraError: pyarrow is not installed.
+    """
+    pyarrow, tables = _pyarrow(), []
+    for each in _paths(path):
+        size_of(each, PARQUET)
+        with reading(each, PARQUET), pyarrow.parquet.ParquetFile(each) as file:
+            names = file.schema_arrow.names
+            kept = [names[position] for position in choose(names, columns, (), str(each))]
+            tables.append(file.read(columns=kept, use_threads=False).select(kept))
+    with reading(path, PARQUET):
+        return pyarrow.concat_tables(tables, promote_options="permissive")
 
 
 class _Reader:
