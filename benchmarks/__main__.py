@@ -14,6 +14,7 @@ NAMES = (
     "time_to_elbo",
     "step",
     "replicates",
+    "processes",
     "ideas",
     "compiling",
     "gpu",

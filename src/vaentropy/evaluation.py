@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_instance
@@ -64,6 +65,17 @@ class Accumulator(Pass):
         self._sampled.update(decomposition.sampled)
         self._latent_shape = decomposition.latent_shape
 
+    def skip(self, num_rows: int, latent_shape: tuple[int, ...]) -> None:
+        """Let rows go by that another process counts, and the noise that these have there.
+
+        Args:
+            num_rows: of one batch.
+            latent_shape: of the model.
+        """
+        device, dtype = self._device or torch.device("cpu"), self._dtype or torch.get_default_dtype()
+        self.expectation.nodes(num_rows, latent_shape, generator=self._generator(device), dtype=dtype)
+        self._seen += num_rows
+
     def evaluation(self) -> Evaluation:
         """The evaluation of all batches so far.
 
@@ -72,6 +84,10 @@ class Accumulator(Pass):
             UsageError: there were more weights than data points.
         """
         self.end()
+        return self.part()
+
+    def part(self) -> Evaluation:
+        """As `evaluation`, of at least one point, of data that other processes have as well."""
         return read_out(
             self._sums.moments,
             num_points=self.num_points,

@@ -18,6 +18,7 @@ from vaentropy._typing import Tensor
 from vaentropy.checks import require_number
 from vaentropy.distributions import LOG_2PI, DiagonalNormal, LogRatePoisson
 from vaentropy.errors import UsageError, shown
+from vaentropy.processes import whole_largest, whole_mean
 
 __all__ = ["Bernoulli", "Gaussian", "Head", "Likelihood", "Poisson"]
 
@@ -403,16 +404,16 @@ class GaussianHead(Head):
             ratio = torch.where(count > 0, total / count, 1)
         # Not further down than to where all of a feature's variances are at the floor: it has to find back.
         per_channel = raw[0].numel() != ratio.numel()
-        highest = raw.flatten(2).amax((0, 2)) if per_channel else raw.flatten(1).amax(0)
+        highest = whole_largest(raw.flatten(2).amax((0, 2)) if per_channel else raw.flatten(1).amax(0))
         bias_of(self.log_variance).add_(
             torch.maximum(torch.log1p(step * (ratio - 1)), (log_floor - highest).clamp(max=0))
         )
 
 
 def _mean(rows: Tensor, weights: Tensor | None) -> Tensor:
-    """Mean over the points (B, D), weighted by (B,)."""
+    """Mean over the points (B, D), weighted by (B,), of the whole batch."""
     # Not weights @ rows, which autocast would round.
-    return rows.mean(0) if weights is None else (weights.reshape(-1, *[1] * (rows.ndim - 1)) * rows).sum(0)
+    return whole_mean(rows.mean(0) if weights is None else (weights.reshape(-1, *[1] * (rows.ndim - 1)) * rows).sum(0))
 
 
 @dataclass(frozen=True)

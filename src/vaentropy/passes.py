@@ -21,7 +21,16 @@ from vaentropy.modes import in_mode
 from vaentropy.rows import REMEDY, as_tensor, fill_missing, require_finite
 from vaentropy.seeding import GlobalDraws, generator_of
 
-__all__ = ["Batch", "Missing", "Pass", "bound_pair", "check_log_jacobian", "each_batch"]
+__all__ = [
+    "Batch",
+    "Missing",
+    "Pass",
+    "bound_pair",
+    "check_log_jacobian",
+    "each_batch",
+    "keep_freed_memory",
+    "rows_per_batch",
+]
 
 Missing = Literal["error", "ignore"]
 
@@ -33,10 +42,15 @@ FEWEST_ROWS, MOST_ROWS = 64, 16_384
 KEPT_BYTES = 31 * 2**20
 
 
-def _rows_per_batch(data_shape: Sequence[int], device: torch.device | None) -> int:
+def rows_per_batch(data_shape: Sequence[int], device: torch.device | None) -> int:
     """As many rows as are worth a forward pass: data of few features would spend their time between the passes."""
     values = VALUES_ON_GPU if device is not None and device.type == "cuda" else VALUES_PER_BATCH
     return min(MOST_ROWS, max(FEWEST_ROWS, values // max(1, math.prod(data_shape))))
+
+
+def keep_freed_memory() -> None:
+    """Let the memory of one batch be used again for the next one."""
+    torch.empty(KEPT_BYTES, dtype=torch.uint8, device="cpu")
 
 
 def _batches(data: Any, batch_size: int | None, device: torch.device | None) -> Iterator[Any]:
@@ -48,9 +62,9 @@ def _batches(data: Any, batch_size: int | None, device: torch.device | None) -> 
         yield from data
         return
     for shard in [rows] if isinstance(rows, Tensor) else rows:
-        rows_per_batch = batch_size or _rows_per_batch(shard.shape[1:], device)
+        num_rows = batch_size or rows_per_batch(shard.shape[1:], device)
         # A single number cannot be split; its own check says so.
-        yield from shard.split(rows_per_batch) if shard.ndim else [shard]
+        yield from shard.split(num_rows) if shard.ndim else [shard]
 
 
 def _check_options(mode: str, missing: str) -> None:
@@ -194,6 +208,7 @@ class Pass(ABC):
     Attributes:
         num_points: data points so far.
         data_shape: shape of one; () before the first.
+        any_observed: whether any of them has a value.
         mode: in which the networks run.
 
     Raises:
@@ -225,8 +240,8 @@ class Pass(ABC):
         self._draws_of_data = GlobalDraws(generator_of(seed, "data").initial_seed(), torch.device("cpu"))
         self._is_running = False
         self._generators: dict[torch.device, torch.Generator] = {}
-        self._seen, self._any_observed = 0, False
-        self.num_points = 0
+        self._seen, self.num_points = 0, 0
+        self.any_observed = False
         self.mode: Any = mode
         self.data_shape: tuple[int, ...] = ()
 
@@ -283,15 +298,18 @@ class Pass(ABC):
         x, observed = _without_missing(x, self._missing, self._seen)
         jacobian = _log_jacobian_term(self._log_jacobian, x.shape, observed)
         weights = self._weights_of(len(x), padding)
-        self._any_observed = self._any_observed or _any_observed(observed, weights)
-        if x.device not in self._generators:
-            self._generators[x.device] = torch.Generator(x.device).manual_seed(self._seed)
+        self.any_observed = self.any_observed or _any_observed(observed, weights)
         own = bound is self._model or condition is not None
         with nullcontext() if own else in_mode(bound, self.mode):
-            self.measure(Batch(bound, x, observed, jacobian, weights, self._generators[x.device], padding, condition))
+            self.measure(Batch(bound, x, observed, jacobian, weights, self._generator(x.device), padding, condition))
         self.data_shape, self._seen = tuple(x.shape[1:]), self._seen + len(x)
         self.num_points += len(x) - padding
         return len(x)
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[device]
 
     def _weights_of(self, num_rows: int, padding: int) -> Tensor | None:
         """Weights of the next rows; None where all are 1."""
@@ -318,7 +336,7 @@ class Pass(ABC):
         if self._weights is not None and len(self._weights) != self._seen:
             given = f"sample_weight holds {len(self._weights)} numbers"
             raise UsageError(f"{given} for {self._seen} data points; give one for each")
-        if not self._any_observed:
+        if not self.any_observed:
             raise DataError("every value is missing (NaN), expected at least one that is observed")
 
     def through(self, data: Data, *, batch_size: int | None, on_batch: Callable[[int], None] | None) -> None:
@@ -333,7 +351,7 @@ class Pass(ABC):
         require_function("on_batch", on_batch)
         if self._bind is None:
             require_conditions(self._model, data, "data")
-        torch.empty(KEPT_BYTES, dtype=torch.uint8, device="cpu")
+        keep_freed_memory()
         with self.running():
             for given in self._drawn_apart(_batches(data, batch_size, self._device)):
                 num_rows = self.take(given)

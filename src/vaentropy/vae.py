@@ -21,6 +21,7 @@ from vaentropy.model import placement
 from vaentropy.modes import in_mode
 from vaentropy.networks import as_shape
 from vaentropy.priors import LearnedNormal, Prior, StandardNormal
+from vaentropy.processes import whole_mean
 
 __all__ = ["VAE", "ElboTerms", "LearnedNormal", "Prior", "StandardNormal"]
 
@@ -263,7 +264,7 @@ class VAE(Applied):
     def _adapt_prior(self, mean: Tensor, log_variance: Tensor, step: float) -> None:
         if isinstance(self.prior_log_variance, nn.Parameter):
             variance = self.prior_log_variance.exp()
-            optimum = (mean.square() + log_variance.exp()).mean(0)
+            optimum = whole_mean((mean.square() + log_variance.exp()).mean(0))
             # A latent that collapses in VAE-2 takes its α² to 0.
             floor = torch.finfo(variance.dtype).tiny
             self.prior_log_variance.copy_((variance + step * (optimum - variance)).clamp(min=floor).log())

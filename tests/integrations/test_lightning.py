@@ -19,7 +19,7 @@ import vaentropy as ve
 from vaentropy.diagnosis.latents import latents_of
 from vaentropy.errors import MissingExtraError, UsageError
 from vaentropy.expectation import Frozen, GaussHermite, MonteCarlo, Sobol
-from vaentropy.integrations._ranks import merged, of_rank, packed, unpacked
+from vaentropy.gathered import merged, of_rank, packed, unpacked
 from vaentropy.integrations._trainers import padding_of
 from vaentropy.integrations.lightning import EntropyCallback
 

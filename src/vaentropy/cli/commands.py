@@ -34,23 +34,28 @@ def train(
 
     DATA is the name of a data set (digits, mnist, fashion-mnist, susy, pca, pca-ring, ...), a file (.npy, .npz, .csv,
     .csv.gz, .parquet), or a folder of Parquet files or images; default: digits.
+
+    Several processes train one model: torchrun --nproc-per-node N -m vaentropy train ...
     """
+    from vaentropy.cli.launched import launched
     from vaentropy.errors import UsageError
     from vaentropy.runs import resume as resume_run
     from vaentropy.runs import train as train_run
 
     data_folder = given["data_folder"]
-    if resume is not None:
-        del given["data_folder"]
-        others = {"data": data, "config": config, "out": out, "overwrite": overwrite or None, **given}
-        named = [name for name, value in others.items() if value is not None]
-        if named:
-            raise UsageError(f"--resume {resume} given with {named[0]}, expected no settings: a run keeps its own")
-        run = resume_run(resume, data_folder=data_folder, log=log or ())
-    else:
-        settings = options.settings_of(config, {"data": data, **given})
-        run = train_run(settings, out=out, overwrite=overwrite, log=log or ())
-    _show(run, as_json, report, data_folder)
+    with launched() as speaks:
+        if resume is not None:
+            del given["data_folder"]
+            others = {"data": data, "config": config, "out": out, "overwrite": overwrite or None, **given}
+            named = [name for name, value in others.items() if value is not None]
+            if named:
+                raise UsageError(f"--resume {resume} given with {named[0]}, expected no settings: a run keeps its own")
+            run = resume_run(resume, data_folder=data_folder, log=log or ())
+        else:
+            settings = options.settings_of(config, {"data": data, **given})
+            run = train_run(settings, out=out, overwrite=overwrite, log=log or ())
+    if speaks:
+        _show(run, as_json, report, data_folder)
 
 
 def _show(run: Any, as_json: bool, report: bool, data_folder: str | None) -> None:
@@ -259,11 +264,14 @@ def continue_(
 
     Other settings that are not given are those of RUN. A vae0 or vae2 can go on as a vae1.
     """
+    from vaentropy.cli.launched import launched
     from vaentropy.runs import continue_run
 
     chosen = {name: value for name, value in given.items() if value is not None}
-    done = continue_run(run, out=out, overwrite=overwrite, log=log or (), **chosen)
-    _show(done, as_json, report, given["data_folder"])
+    with launched() as speaks:
+        done = continue_run(run, out=out, overwrite=overwrite, log=log or (), **chosen)
+    if speaks:
+        _show(done, as_json, report, given["data_folder"])
 
 
 def _target(out: str, as_json: bool, data: str | None = None) -> str | None:

@@ -12,7 +12,7 @@ from vaentropy.diagnosis.latents import num_active
 from vaentropy.errors import UsageError, shown
 from vaentropy.evaluation import Accumulator
 from vaentropy.expectation import Expectation, MonteCarlo
-from vaentropy.integrations._ranks import merged, of_rank
+from vaentropy.gathered import merged, of_rank
 from vaentropy.integrations._trainers import chosen, dataloaders_of, for_trainers, padding_of
 from vaentropy.loggers.logger import terms
 from vaentropy.model import LatentVariableModel

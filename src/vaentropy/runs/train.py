@@ -5,7 +5,8 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,11 +20,11 @@ import vaentropy
 from vaentropy.checks import require_instance, require_path
 from vaentropy.config import CHANGEABLE, RunConfig
 from vaentropy.data import Dataset
-from vaentropy.data.source import first_rows
 from vaentropy.errors import DataError, TrainingError, UsageError, nearest, shown
 from vaentropy.evaluation import evaluate
 from vaentropy.files import write_tensors
 from vaentropy.likelihoods import Gaussian
+from vaentropy.processes import Packet, found
 from vaentropy.runs.build import (
     build_model,
     fingerprints,
@@ -35,16 +36,13 @@ from vaentropy.runs.build import (
 )
 from vaentropy.runs.folder import INITIAL, SCHEMA_VERSION, RunFolder
 from vaentropy.runs.logs import logs_of, require_logs
+from vaentropy.runs.remarks import remarks_on
 from vaentropy.runs.room import drop_replaced, filled, mend, require_room_beside
 from vaentropy.runs.use import load, put_weights
 from vaentropy.training import Checkpoints, History, Interrupted, fit
-from vaentropy.training.floor import explain_floor
 from vaentropy.vae import VAE
 
 __all__ = ["Run", "continue_run", "resume", "train"]
-
-# Ratio of features' scales, or of a feature's mean to its standard deviation, above which scaling is advised.
-UNSCALED = 20.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,9 @@ def train(
 ) -> Run:
     """Load data, build the model, train it, and leave a run folder.
 
+    In an initialised group of torch.distributed its processes train together, see `fit`; the first one writes. This
+    also holds for `resume` and `continue_run`.
+
     Args:
         config: what to do.
         out: folder of the run, new or empty; by default a new one under runs/.
@@ -104,10 +105,11 @@ def train(
         require_path("out", out)
     require_logs(log)
     config = with_absolute_paths(config)
-    prepared = _prepare(config)
-    with filled(out, f"{Path(config.data).stem}-{config.model}", overwrite=overwrite) as folder:
-        # First of all: with it the folder is a run, from which training can be resumed.
-        folder.write_config(config)
+    prepared, name = _prepare(config), f"{Path(config.data).stem}-{config.model}"
+    with _held(lambda: filled(out, name, overwrite=overwrite)) as folder:
+        if found().first:
+            # First of all: with it the folder is a run, from which training can be resumed.
+            folder.write_config(config)
         return _train(folder, config, prepared, resume=False, log=log, progress=progress)
 
 
@@ -129,8 +131,35 @@ def resume(
         TrainingError, Interrupted: as `train`.
     """
     require_logs(log)
-    folder = RunFolder(run)
-    config = folder.config()
+    folder, world = RunFolder(run), found()
+
+    def checked() -> Packet:
+        """With the weights that it began with, where its data are still the same."""
+        begun_with = _with_initial(folder, prepared)
+        if folder.file("manifest.json").exists():
+            folder.require_same_data(prepared.fingerprints, prepared.data.scaling)
+        drop_replaced(folder)
+        return Packet({}, begun_with.continued_from)
+
+    with _held(lambda: _reopened(folder)):
+        config = RunConfig.from_dict(world.from_first(lambda: Packet({}, folder.config().to_dict())).values)
+        prepared = _prepare(config, data_folder)
+        prepared = prepared._replace(continued_from=world.from_first(checked).values)
+        world.spread(*prepared.model.state_dict().values())
+        return _train(folder, config, prepared, resume=True, log=log, progress=progress)
+
+
+@contextmanager
+def _held(hold: Callable[[], AbstractContextManager[RunFolder]]) -> Iterator[RunFolder]:
+    """A folder that the first of several processes holds; only that one may write to it."""
+    with found().held(hold, str) as path:
+        yield RunFolder(path)
+
+
+@contextmanager
+def _reopened(folder: RunFolder) -> Iterator[RunFolder]:
+    """A run's folder, to go on with the run."""
+    folder.config()
     # Nothing is written through a link that leads out of the folder.
     folder.require_inside()
     with folder.locked():
@@ -138,11 +167,7 @@ def resume(
         if folder.file("model.safetensors").exists() and not Checkpoints(folder.path).steps():
             how = f"train it further with: vaentropy continue {shlex.quote(str(folder))}"
             raise UsageError(f"{folder} is finished and has no checkpoints, so that there is nothing to resume; {how}")
-        prepared = _with_initial(folder, _prepare(config, data_folder))
-        if folder.file("manifest.json").exists():
-            folder.require_same_data(prepared.fingerprints, prepared.data.scaling)
-        drop_replaced(folder)
-        return _train(folder, config, prepared, resume=True, log=log, progress=progress)
+        yield folder
 
 
 # Models whose weights another model can go on from.
@@ -184,7 +209,9 @@ def continue_run(
     source = RunFolder(run)
     before = source.config()
     _require_changeable(settings, before)
-    require_room_beside(source, out, overwrite=overwrite)
+    world = found()
+    if world.first:
+        require_room_beside(source, out, overwrite=overwrite)
     config = replace(before, **{"variances": "analytic", **settings})
     if data_folder is not None:
         # The new run knows where its data are: it is to be resumed without being told.
@@ -196,10 +223,12 @@ def continue_run(
     weights = _weights_for(prepared.model, trained, config, prepared.data)
     prepared.model.load_state_dict(weights)
     prepared = prepared._replace(continued_from=str(source))
-    with filled(out, f"{source.path.resolve().name}-continued", overwrite=overwrite) as folder:
-        # Before the settings: with these the folder is a run that can be resumed, from these weights.
-        write_tensors(folder.file(INITIAL), weights, {"continued_from": str(source)})
-        folder.write_config(config)
+    name = f"{source.path.resolve().name}-continued"
+    with _held(lambda: filled(out, name, overwrite=overwrite)) as folder:
+        if world.first:
+            # Before the settings: with these the folder is a run that can be resumed, from these weights.
+            write_tensors(folder.file(INITIAL), weights, {"continued_from": str(source)})
+            folder.write_config(config)
         return _train(folder, config, prepared, resume=False, log=log, progress=progress)
 
 
@@ -280,16 +309,12 @@ def _train(
     log: Sequence[str],
     progress: bool | None,
 ) -> Run:
-    start = time.perf_counter()
+    start, first = time.perf_counter(), found().first
     data, model = prepared.data, prepared.model
-    # A run that cannot be resumed stays as it is.
-    begun = resume and folder.file("manifest.json").exists()
-    if not begun or not folder.file("scaling.safetensors").exists():
-        folder.write_scaling(data.scaling)
-    if not begun:
-        folder.write_json("manifest.json", _manifest(prepared, "running"))
+    if first:
+        _begin(folder, prepared, resume=resume)
     try:
-        with num_threads(config, model), logs_of(folder, config, log, resume=resume) as live:
+        with num_threads(config, model), logs_of(folder, config, log if first else (), resume=resume) as live:
             history = fit(
                 model,
                 data.train,
@@ -303,58 +328,34 @@ def _train(
             )
             live.summary(history)
     except Interrupted as interrupted:
-        folder.write_json("manifest.json", _manifest(prepared, "interrupted"))
+        if first:
+            folder.write_json("manifest.json", _manifest(prepared, "interrupted"))
         how = f"; go on with: vaentropy train --resume {shlex.quote(str(folder))}" if folder.has_begun() else ""
         raise Interrupted(interrupted.signal, f"{interrupted}{how}", at_once=interrupted.at_once) from None
     except TrainingError as error:
-        folder.write_json("manifest.json", _manifest(prepared, f"failed: {error}"))
+        if first:
+            folder.write_json("manifest.json", _manifest(prepared, f"failed: {error}"))
         raise
-    return _finish(folder, config, prepared, history, time.perf_counter() - start)
+    if first:
+        _end(folder, prepared, history)
+    seconds = max(time.perf_counter() - start, float(history.rows[-1]["seconds"]))
+    return Run(folder.path, config, model, data, history, seconds, remarks_on(config, model, data, history))
 
 
-def _finish(folder: RunFolder, config: RunConfig, prepared: _Prepared, history: History, seconds: float) -> Run:
-    data, model = prepared.data, prepared.model
-    write_tensors(folder.file("model.safetensors"), model.state_dict())
+def _begin(folder: RunFolder, prepared: _Prepared, *, resume: bool) -> None:
+    # A run that cannot be resumed stays as it is.
+    begun = resume and folder.file("manifest.json").exists()
+    if not begun or not folder.file("scaling.safetensors").exists():
+        folder.write_scaling(prepared.data.scaling)
+    if not begun:
+        folder.write_json("manifest.json", _manifest(prepared, "running"))
+
+
+def _end(folder: RunFolder, prepared: _Prepared, history: History) -> None:
+    write_tensors(folder.file("model.safetensors"), prepared.model.state_dict())
     folder.write_json("evaluation.json", {name: value for name, value in history.to_dict().items() if name != "rows"})
     # Last of all: what it says is there is there.
     folder.write_json("manifest.json", _manifest(prepared, "finished"))
-    last = history.rows[-1]
-    floor = explain_floor(model, at_floor, data.train) if (at_floor := float(last.get("at_floor", 0.0))) else None
-    remarks = [remark for remark in (_bits(data, history), _stopped(history), floor, _units(config, data)) if remark]
-    return Run(folder.path, config, model, data, history, max(seconds, float(last["seconds"])), tuple(remarks))
-
-
-def _bits(data: Dataset, history: History) -> str | None:
-    """Bits per dimension, for data of which they mean something to others."""
-    if not data.scaling.dequantised or history.train is None:
-        return None
-    held_out = "" if history.held_out is None else f", held out {history.held_out.bits_per_dim:.4f}"
-    return f"bits per dimension of the dequantised data: {history.train.bits_per_dim:.4f}{held_out}"
-
-
-def _units(config: RunConfig, data: Dataset) -> str | None:
-    """Advice where features lie far from 0 or differ much in scale, which networks cannot make up for."""
-    if config.scale is not None or not data.scaling.trivial:
-        return None
-    # Without the condition, which is behind the features.
-    some = first_rows(data.train).double().flatten(1)[:, : math.prod(data.data_shape)]
-    mean, deviation = some.nanmean(0), (some - some.nanmean(0)).square().nanmean(0).sqrt()
-    varying = deviation[deviation > 0]
-    if not varying.numel():
-        return None
-    apart = float(varying.max() / varying.min())
-    far = float((mean.abs() / deviation.clamp(min=float(varying.min()))).max())
-    if max(apart, far) < UNSCALED:
-        return None
-    return "features lie far from 0 or differ much in scale: a model of standardised data (scale standard) learns more"
-
-
-def _stopped(history: History) -> str | None:
-    if history.stopped is None:
-        return None
-    restored = history.rows[-1].get("restored_epoch")
-    end = "" if restored is None else f"; the weights are those of epoch {int(restored)}, the best"
-    return f"stopped after epoch {int(history.rows[-1]['epoch'])}: {history.stopped}{end}"
 
 
 def _manifest(prepared: _Prepared, status: str) -> dict[str, Any]:

@@ -60,6 +60,9 @@ def select(
     are worse remain undecided. Errors are those of paired differences and, where each is trained from several seeds, of
     training. What they leave out is that another training part would give other models.
 
+    In a group of torch.distributed each process has to call it alike: trainings are shared as those of `fit`, all else
+    is done by each.
+
     Args:
         data: (N, *data_shape), a tensor, array, data frame, `Source` or map-style torch Dataset, or what
             `vaentropy.data.load` returns, whose held-out part then decides; with a condition as `given(x, c)`.

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.utils.data import DataLoader
 
 from vaentropy._typing import Tensor
 from vaentropy.calibration import optimal_factors
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation
+from vaentropy.processes import ALONE, World
 from vaentropy.results import Evaluation
 from vaentropy.training.data import TrainingData
 from vaentropy.training.floor import at_floor
 from vaentropy.training.history import History, Row
 from vaentropy.training.interruption import Interruption
+from vaentropy.training.parts import evaluate_together
 from vaentropy.training.schedules import CYCLE_RISE, LEARNING_RATES, as_schedule
 from vaentropy.training.settings import Settings
 from vaentropy.training.state import Progress
@@ -51,6 +54,7 @@ class Course:
         interruption: signals.
         keep_best: called where the held-out ELBO is better than ever, to keep the weights.
         put_back_best: called to put these back.
+        world: processes that all go through the same course together.
     """
 
     model: VAE
@@ -62,6 +66,7 @@ class Course:
     interruption: Interruption
     keep_best: Callable[[], None] = _nothing
     put_back_best: Callable[[], None] = _nothing
+    world: World = ALONE
 
     def __post_init__(self) -> None:
         self.history = History()
@@ -216,14 +221,13 @@ class Course:
         return summary if held_out is None else summary | _summary("held_out_", held_out)
 
     def _evaluate(self, data: TrainingData, expectation: Expectation | None = None) -> Evaluation:
-        return evaluate(
-            self.model,
-            data.rows,
-            expectation=expectation or self.settings.evaluation_of(data.num_points),
-            missing=self.settings.missing,  # type: ignore[arg-type]  # checked by Settings
-            log_jacobian=self.log_jacobian,
-            on_batch=lambda rows: self.interruption.check(),
-        )
+        expectation = expectation or self.settings.evaluation_of(data.num_points)
+        missing: Any = self.settings.missing
+        how = {"expectation": expectation, "missing": missing, "log_jacobian": self.log_jacobian}
+        if not self.world.alone:
+            assert not isinstance(data.rows, DataLoader)
+            return evaluate_together(self.world, self.model, data.rows, interruption=self.interruption, **how)
+        return evaluate(self.model, data.rows, on_batch=lambda rows: self.interruption.check(), **how)
 
 
 def _prefixed(prefix: str, values: Row) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import placement
 from vaentropy.modes import in_mode
 from vaentropy.passes import check_log_jacobian
+from vaentropy.processes import found
 from vaentropy.progress import progress_bar
 from vaentropy.seeding import seeded
 from vaentropy.training.checkpoint import Checkpoints
@@ -25,6 +26,7 @@ from vaentropy.training.interruption import interruption
 from vaentropy.training.loop import Loop
 from vaentropy.training.schedules import Beta
 from vaentropy.training.settings import Schedule, Settings, Variances
+from vaentropy.training.shared import require_one_training
 from vaentropy.training.state import TrainingState
 from vaentropy.training.step import Precision
 from vaentropy.vae import VAE
@@ -71,6 +73,12 @@ def fit(
     If the ELBO diverges, training goes back to the end of the last good epoch and on from there with a tenth of the
     learning rate. With `checkpoints`, Ctrl-C and SIGTERM wait for the end of a step and write one; with `resume`
     training then goes the same way to the same end, bit for bit.
+
+    In an initialised group of torch.distributed all its processes train the one model: give each the same arguments.
+    Each has a part of the rows of every batch, and all end with the same weights and history, which are those of one
+    process, to rounding. Only the first one writes, shows progress and calls `on_epoch`. BatchNorm in train mode,
+    dropout and DataLoaders are refused; steps are neither compiled nor recorded. Training may be resumed by another
+    number of processes.
 
     Args:
         model: changed in place.
@@ -158,6 +166,7 @@ def fit(
 
     device, dtype = placement(model)
     device = device or torch.device("cpu")
+    world = found(device)
     if precision == "bf16":
         _check_bf16(device, dtype)
     with prepared(model, variances), seeded(seed, device), interruption(checkpoints is not None) as interrupted:
@@ -165,7 +174,9 @@ def fit(
         x = TrainingData(model, data, "data", **how)
         x_held_out = None if held_out is None else TrainingData(model, held_out, "held_out", **how)
         noise = torch.Generator(device).manual_seed(seed)
-        with channels_last(model), progress_bar(epochs * len(x), "steps", show=progress) as report:
+        require_one_training(world, model, settings, x, x_held_out)
+        shown = progress if world.first else False
+        with channels_last(model), progress_bar(epochs * len(x), "steps", show=shown) as report:
             loop = Loop(
                 state=TrainingState(model, adam(model, settings), noise, x.generator),
                 data=x,
@@ -175,7 +186,8 @@ def fit(
                 report=report,
                 interruption=interrupted,
                 checkpoints=checkpoints,
-                on_epoch=on_epoch,
+                on_epoch=on_epoch if world.first else None,
+                world=world,
             )
             loop.begin(resume=resume)
             loop.run()

@@ -40,14 +40,17 @@ class Interruption:
         if number == signal.SIGINT and sys.stderr.isatty():
             print("\ninterrupting after this step; once more to stop at once", file=sys.stderr)
 
-    def check(self) -> None:
+    def check(self, elsewhere: int | None = None) -> None:
         """Raise what has come; for work between steps, after which nothing has changed.
+
+        Args:
+            elsewhere: a signal that another process has got.
 
         Raises:
             Interrupted: a signal has come.
         """
-        if self.signal is not None:
-            raise Interrupted(self.signal, "interrupted")
+        if (number := elsewhere or self.signal) is not None:
+            raise Interrupted(number, "interrupted")
 
 
 @contextmanager

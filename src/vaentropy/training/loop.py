@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.errors import TrainingError
+from vaentropy.expectation import Nodes
+from vaentropy.processes import ALONE, Packet, World
 from vaentropy.progress import Report
 from vaentropy.training.checkpoint import Checkpoints
 from vaentropy.training.compiling import COMPILING_PAYS, Compiled
@@ -16,7 +18,9 @@ from vaentropy.training.data import TrainingData
 from vaentropy.training.graphed import Graphed
 from vaentropy.training.history import Row
 from vaentropy.training.interruption import Interrupted, Interruption
-from vaentropy.training.settings import Settings, require_same
+from vaentropy.training.resuming import newest, past
+from vaentropy.training.settings import Settings
+from vaentropy.training.shared import Shared, Unwritten, rows_here
 from vaentropy.training.state import Snapshot, TrainingState
 from vaentropy.training.step import Gradients, RunningSums, gradients, training_step
 
@@ -46,6 +50,7 @@ class Loop:
         on_epoch: called with each new row.
         on_divergence: called with the ELBO where training has diverged; None goes back to the last good epoch, with a
             lower learning rate.
+        world: processes that all go through the same training together. Only the first one writes checkpoints.
     """
 
     state: TrainingState
@@ -58,8 +63,11 @@ class Loop:
     checkpoints: Checkpoints | None = None
     on_epoch: Callable[[Row], None] | None = None
     on_divergence: Callable[["Loop", float], None] | None = None
+    world: World = ALONE
 
     def __post_init__(self) -> None:
+        if self.checkpoints is not None and not self.world.first:
+            self.checkpoints = Unwritten(self.checkpoints.folder)
         self.course = Course(
             self.state.model,
             self.state.progress,
@@ -70,6 +78,7 @@ class Loop:
             self.interruption,
             self._keep_best,
             self._put_back_best,
+            self.world,
         )
         self.highest_rates = [group["lr"] for group in self.state.optimizer.param_groups]
         # An epoch of large data may take an hour; a step of small ones takes less than to draw the bar.
@@ -82,6 +91,9 @@ class Loop:
         self.circumstances = {**self.settings.describe(), **self.data.describe()} if self.checkpoints else {}
 
     def _gradients(self) -> Gradients:
+        if not self.world.alone:
+            # Sums between processes in the midst of it can be neither compiled nor recorded.
+            return Shared(self.world, self.state.model)
         device, compiled = self.state.noise.device.type, self.settings.compile
         if compiled is None:
             compiled = self.course.num_steps >= COMPILING_PAYS and device == "cpu"
@@ -101,19 +113,22 @@ class Loop:
         """
         if self.checkpoints is None or (resume and self._resume(self.checkpoints)):
             return
-        self.checkpoints.begin()
+        self.world.from_first(self._begin)
         self._checkpoint()
 
+    def _begin(self) -> Packet:
+        assert self.checkpoints is not None
+        self.checkpoints.begin()
+        return Packet({}, None)
+
     def _resume(self, checkpoints: Checkpoints) -> bool:
-        found = checkpoints.newest()
+        found = newest(self.world, checkpoints, self.circumstances)
         if found is None:
             return False
-        now, self.epoch_start, stored = found
-        require_same(self.circumstances, stored)
+        now, self.epoch_start = found
         self.state.restore(now, where=f"the checkpoint in {checkpoints.folder}")
-        self.course.resume(checkpoints.rows(self.state.progress.rows))
-        if self.settings.patience and self.state.progress.best_elbo is not None:
-            self.best = checkpoints.best(self.state.progress.best_step)
+        rows, self.best = past(self.world, checkpoints, self.state.progress, patience=bool(self.settings.patience))
+        self.course.resume(rows)
         self._show("resumed")
         return True
 
@@ -143,9 +158,9 @@ class Loop:
             self._step(batch)
             if progress.step - self.shown >= self.show_every:
                 self._show()
-            if self.checkpoints and self.checkpoints.due(progress.step) and not self._diverged(self._means()["elbo"]):
+            if self._due_now() and not self._diverged(self._means()["elbo"]):
                 self._checkpoint()
-            self.interruption.check()
+            self._stop_if_asked()
         means = self._means()
         if not self._diverged(means["elbo"]):
             self._end_epoch(means)
@@ -164,16 +179,16 @@ class Loop:
 
     def _step(self, batch: Tensor) -> None:
         state, settings, progress = self.state, self.settings, self.state.progress
-        factor = self.course.rate(progress.step)
+        factor, num_rows = self.course.rate(progress.step), len(batch)
         for group, highest in zip(state.optimizer.param_groups, self.highest_rates, strict=True):
             group["lr"] = highest * factor
+        nodes = settings.expectation.nodes(num_rows, state.model.latent_shape, generator=state.noise, dtype=batch.dtype)
+        if isinstance(self.gradients, Shared):
+            batch, nodes = self._own(self.gradients, batch, nodes)
         observed = None
         if self.data.may_be_missing:
             observed = ~batch.isnan()
             batch = batch.masked_fill(~observed, 0.0)
-        nodes = settings.expectation.nodes(
-            len(batch), state.model.latent_shape, generator=state.noise, dtype=batch.dtype
-        )
         sums = training_step(
             state.model,
             batch,
@@ -181,13 +196,35 @@ class Loop:
             state.optimizer,
             observed=observed,
             beta=self._beta(batch),
-            adapt=settings.adapt(len(batch)),
+            adapt=settings.adapt(num_rows),
             clip_norm=settings.clip_norm,
             precision=settings.precision,  # type: ignore[arg-type]  # checked by Settings
             gradients=self.gradients,
         )
-        state.sums.add(sums, len(batch))
+        state.sums.add(sums, num_rows)
         progress.step += 1
+
+    def _due_now(self) -> bool:
+        """Whether a checkpoint is due after the step, in all processes."""
+        return self.gradients.due if isinstance(self.gradients, Shared) else self._due(self.state.progress.step)
+
+    def _stop_if_asked(self) -> None:
+        """Raise the signal that has come, in all processes after the same step."""
+        if not isinstance(self.gradients, Shared):
+            self.interruption.check()
+        elif self.gradients.signal is not None:
+            self.interruption.check(self.gradients.signal)
+
+    def _own(self, gradients: Shared, batch: Tensor, nodes: Nodes) -> tuple[Tensor, Nodes]:
+        """This process's rows of a batch, with their noise; and what the step is to tell the others."""
+        here = rows_here(self.world, len(batch))
+        gradients.share, gradients.signal = here.share, self.interruption.signal
+        gradients.due = self._due(self.state.progress.step + 1)
+        noise = nodes.noise if nodes.noise.shape[1] == 1 else nodes.noise[:, here.rows]
+        return batch[here.rows], replace(nodes, noise=noise)
+
+    def _due(self, step: int) -> bool:
+        return self.checkpoints is not None and self.checkpoints.due(step)
 
     def _beta(self, x: Tensor) -> float | Tensor:
         """As a tensor: each other number would be compiled or recorded anew. 1 stays a number, and spares a product."""
@@ -219,7 +256,7 @@ class Loop:
             self.checkpoints.append(row)
         self.state.sums = RunningSums()
         self.epoch_start = self._snapshot(self.epoch_start)
-        if self.checkpoints and (progress.finished or self.checkpoints.due(progress.step)):
+        if self.checkpoints and self.world.any(progress.finished or self._due(progress.step)):
             self._checkpoint()
         if self.on_epoch:
             self.on_epoch(row)
@@ -249,7 +286,8 @@ class Loop:
     def _diverged(self, elbo: float) -> bool:
         # The last step can spoil weights of which no sum has been made yet.
         weights = self.state.model.parameters()
-        return self.course.exploded(elbo) or not all(bool(torch.isfinite(parameter).all()) for parameter in weights)
+        spoiled = self.course.exploded(elbo) or not all(bool(torch.isfinite(each).all()) for each in weights)
+        return self.world.any(spoiled)
 
     def _roll_back(self, elbo: float) -> None:
         progress = self.state.progress
@@ -268,6 +306,8 @@ class Loop:
         self.epoch_start = self._snapshot(self.epoch_start)
         if self.checkpoints:
             self._checkpoint()
+        if not self.world.first:
+            return
         logger.warning(
             "%s: going back to the end of epoch %d, with learning rate %g instead of %g (rollback %d of %d)",
             happened,

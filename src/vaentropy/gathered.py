@@ -1,22 +1,23 @@
 """Evaluations of the parts of the data that several processes hold, as that of all: exactly, and without pickle."""
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.expectation import Expectation
 from vaentropy.moments import DataMoments, Moment
+from vaentropy.processes import Packet
+from vaentropy.processes import packed as packed_values
+from vaentropy.processes import unpacked as unpacked_values
 from vaentropy.results import Evaluation, read_out
 from vaentropy.seeding import generator_of
 
-__all__ = ["merged", "of_rank", "packed", "unpacked"]
+__all__ = ["gathered", "merged", "of_rank", "packed", "unpacked"]
 
 FIELDS = ("weight", "weight_squared", "mean", "spread", "lean", "spread_squared", "noise")
-MOMENT, LATENTS, ABOUT = "moment.", "latents.", "about"
+MOMENT, LATENTS = "moment.", "latents."
 
 
 def of_rank(expectation: Expectation, rank: int) -> Expectation:
@@ -42,8 +43,7 @@ def packed(evaluation: Evaluation | None) -> Tensor:
     if (latents := evaluation.latent_moments) is not None:
         tensors |= {f"{LATENTS}{name}": getattr(latents, name).contiguous() for name in ("mean", "covariance")}
         about["latent_points"] = latents.num_points
-    tensors[ABOUT] = _bytes(json.dumps(about).encode())
-    return _bytes(safetensors.torch.save(tensors))
+    return packed_values(Packet(tensors, about))
 
 
 def unpacked(content: Tensor, expectation: Expectation) -> Evaluation | None:
@@ -55,8 +55,7 @@ def unpacked(content: Tensor, expectation: Expectation) -> Evaluation | None:
     """
     if not len(content):
         return None
-    tensors = safetensors.torch.load(content.cpu().numpy().tobytes())
-    about = json.loads(tensors.pop(ABOUT).numpy().tobytes())
+    tensors, about = unpacked_values(content)
     latent_points = about.pop("latent_points", None)
     latents = {name.removeprefix(LATENTS): x for name, x in tensors.items() if name.startswith(LATENTS)}
     seed = about.pop("seed")
@@ -78,13 +77,13 @@ def _moments(tensors: Mapping[str, Tensor]) -> dict[str, Moment]:
     return moments
 
 
-def merged(
+def gathered(
     evaluation: Evaluation | None,
     expectation: Expectation,
     gather: Callable[[Tensor], Tensor],
     device: torch.device,
-) -> Evaluation | None:
-    """The evaluation of the data of all processes, the same on each; None where none has any.
+) -> list[Evaluation]:
+    """The evaluations of the parts of all processes that have any data, the same list on each.
 
     Args:
         evaluation: of this process's part; None where it has none.
@@ -98,9 +97,15 @@ def merged(
     filled[: len(own)] = own
     contents = gather(filled.to(device)) if len(filled) else []
     parts = [unpacked(each[:length], expectation) for each, length in zip(contents, lengths, strict=False)]
-    there = [part for part in parts if part is not None]
+    return [part for part in parts if part is not None]
+
+
+def merged(
+    evaluation: Evaluation | None,
+    expectation: Expectation,
+    gather: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> Evaluation | None:
+    """The evaluation of the data of all processes, the same on each; None where none has any. See `gathered`."""
+    there = gathered(evaluation, expectation, gather, device)
     return Evaluation.merge(there) if there else None
-
-
-def _bytes(content: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
