@@ -81,7 +81,9 @@ class Applied(nn.Module):
         missing: Literal["error", "ignore"] = "error",
         batch_size: int = BATCH_SIZE,
     ) -> Float[Tensor, "N H"]:
-        """Posterior means ν(x), (N, H), of x (N, *data_shape); `posterior(x)` has the variances too.
+        """Posterior means ν(x), (N, H), of x (N, *data_shape).
+
+        `posterior(x)` has the variances too; of a conditional model `given(condition).posterior(x)`.
 
         Args:
             x: data as in training, scaled in the same way.

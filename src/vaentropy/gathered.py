@@ -8,9 +8,7 @@ import torch
 from vaentropy._typing import Tensor
 from vaentropy.expectation import Expectation
 from vaentropy.moments import DataMoments, Moment
-from vaentropy.processes import Packet
-from vaentropy.processes import packed as packed_values
-from vaentropy.processes import unpacked as unpacked_values
+from vaentropy.processes import Packet, from_bytes, to_bytes
 from vaentropy.results import Evaluation, read_out
 from vaentropy.seeding import generator_of
 
@@ -43,7 +41,7 @@ def packed(evaluation: Evaluation | None) -> Tensor:
     if (latents := evaluation.latent_moments) is not None:
         tensors |= {f"{LATENTS}{name}": getattr(latents, name).contiguous() for name in ("mean", "covariance")}
         about["latent_points"] = latents.num_points
-    return packed_values(Packet(tensors, about))
+    return to_bytes(Packet(tensors, about))
 
 
 def unpacked(content: Tensor, expectation: Expectation) -> Evaluation | None:
@@ -55,7 +53,7 @@ def unpacked(content: Tensor, expectation: Expectation) -> Evaluation | None:
     """
     if not len(content):
         return None
-    tensors, about = unpacked_values(content)
+    tensors, about = from_bytes(content)
     latent_points = about.pop("latent_points", None)
     latents = {name.removeprefix(LATENTS): x for name, x in tensors.items() if name.startswith(LATENTS)}
     seed = about.pop("seed")

@@ -156,7 +156,7 @@ class Head(nn.Module, ABC):
 
 
 def average(values: Tensor, weights: Tensor | None) -> Tensor:
-    """Average over the first axis, nodes with weights (K,) or none."""
+    """Average of values (K, ...) over K nodes; weights (K,), sum 1, or None for 1/K each."""
     if len(values) == 1:
         return values[0]
     return values.mean(0) if weights is None else torch.tensordot(weights.to(values), values, 1)
@@ -301,11 +301,8 @@ class GaussianHead(Head):
         node: E‖x - μ‖² = ‖x - E μ‖² + tr Cov(μ), two sums without negative terms (docs/mathematics.md, (36)).
         """
         layer = self.mean[0] if isinstance(self.mean, nn.Sequential) else None
-        if isinstance(self.log_variance, nn.Module) or not isinstance(layer, nn.Linear) or observed is not None:
-            return super().average_log_prob_and_entropy(x, features, observed=observed, weights=weights, adapt=adapt)
-        # Products of the two ways: FᵀF, a quadratic form of each node's features, one μ; or a μ of each node.
-        data_dim, width = layer.weight.shape
-        if width * (data_dim + len(features)) + len(x) * data_dim > len(features) * data_dim:
+        shared = observed is None and not isinstance(self.log_variance, nn.Module)
+        if not (shared and isinstance(layer, nn.Linear) and _is_shorter(layer, len(x), len(features))):
             return super().average_log_prob_and_entropy(x, features, observed=observed, weights=weights, adapt=adapt)
         with torch.autocast(x.device.type, enabled=False):
             nodes = features.to(layer.weight.dtype).unflatten(0, (-1, len(x)))
@@ -408,6 +405,12 @@ class GaussianHead(Head):
         bias_of(self.log_variance).add_(
             torch.maximum(torch.log1p(step * (ratio - 1)), (log_floor - highest).clamp(max=0))
         )
+
+
+def _is_shorter(layer: nn.Linear, num_points: int, num_features: int) -> bool:
+    """Whether products with VᵀV, V of this layer, and one μ for each point take less than a μ for each node."""
+    data_dim, width = layer.weight.shape
+    return width * (data_dim + num_features) + num_points * data_dim <= num_features * data_dim
 
 
 def _mean(rows: Tensor, weights: Tensor | None) -> Tensor:

@@ -14,7 +14,17 @@ from vaentropy import errors
 from vaentropy._typing import Tensor
 from vaentropy.errors import TrainingError, VaentropyError
 
-__all__ = ["ALONE", "Packet", "World", "found", "packed", "part_of_batch", "unpacked", "whole_largest", "whole_mean"]
+__all__ = [
+    "ALONE",
+    "Packet",
+    "World",
+    "found",
+    "from_bytes",
+    "part_of_batch",
+    "to_bytes",
+    "whole_largest",
+    "whole_mean",
+]
 
 Held = TypeVar("Held")
 CPU = torch.device("cpu")
@@ -28,14 +38,14 @@ class Packet(NamedTuple):
     values: Any
 
 
-def packed(packet: Packet) -> Tensor:
+def to_bytes(packet: Packet) -> Tensor:
     """A packet as bytes, uint8 (L,), without pickle."""
     about = torch.frombuffer(bytearray(json.dumps(packet.values).encode()), dtype=torch.uint8)
     content = safetensors.torch.save({**packet.tensors, ABOUT: about})
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
-def unpacked(content: Tensor) -> Packet:
+def from_bytes(content: Tensor) -> Packet:
     """The packet that these bytes, uint8 (L,), hold."""
     tensors = safetensors.torch.load(content.cpu().numpy().tobytes())
     about = tensors.pop(ABOUT)
@@ -141,7 +151,7 @@ class World:
                 failure = error
             kind = None if failure is None else type(failure).__name__
             told = Packet(told.tensors, {"error": kind, "text": str(failure), "values": told.values})
-        tensors, values = unpacked(self._broadcast(packed(told)))
+        tensors, values = from_bytes(self._broadcast(to_bytes(told)))
         if failure is not None:
             raise failure
         if values["error"] is not None:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from vaentropy.errors import DataError, TrainingError
-from vaentropy.processes import ALONE, Packet, World, found, packed, unpacked, whole_largest, whole_mean
+from vaentropy.processes import ALONE, Packet, World, found, from_bytes, to_bytes, whole_largest, whole_mean
 from vaentropy.training import Checkpoints
 
 from .together import OPTIONS, STEPS, TRAININGS, in_processes, kept, train
@@ -209,7 +209,7 @@ def raised(error):
 
 def test_packets_travel_as_bytes():
     tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7, dtype=torch.uint8)}
-    there = unpacked(packed(Packet(tensors, {"x": [1, None, "ä"], "nan": math.nan})))
+    there = from_bytes(to_bytes(Packet(tensors, {"x": [1, None, "ä"], "nan": math.nan})))
     assert all(torch.equal(there.tensors[name], tensors[name]) for name in tensors) and len(there.tensors) == 2
     assert there.values["x"] == [1, None, "ä"] and math.isnan(there.values["nan"])
 

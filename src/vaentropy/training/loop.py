@@ -22,7 +22,7 @@ from vaentropy.training.resuming import newest, past
 from vaentropy.training.settings import Settings
 from vaentropy.training.shared import Shared, Unwritten, rows_here
 from vaentropy.training.state import Snapshot, TrainingState
-from vaentropy.training.step import Gradients, RunningSums, gradients, training_step
+from vaentropy.training.step import Gradients, RunningSums, as_input, gradients, training_step
 
 __all__ = ["Loop"]
 
@@ -195,7 +195,7 @@ class Loop:
             nodes,
             state.optimizer,
             observed=observed,
-            beta=self._beta(batch),
+            beta=as_input(self.course.beta(progress.step), batch),
             adapt=settings.adapt(num_rows),
             clip_norm=settings.clip_norm,
             precision=settings.precision,  # type: ignore[arg-type]  # checked by Settings
@@ -225,11 +225,6 @@ class Loop:
 
     def _due(self, step: int) -> bool:
         return self.checkpoints is not None and self.checkpoints.due(step)
-
-    def _beta(self, x: Tensor) -> float | Tensor:
-        """As a tensor: each other number would be compiled or recorded anew. 1 stays a number, and spares a product."""
-        beta = self.course.beta(self.state.progress.step)
-        return beta if beta == 1 or self.gradients is gradients else x.new_full((), beta)
 
     def _means(self) -> Row:
         return self.state.sums.read()

@@ -10,7 +10,7 @@ from vaentropy._typing import Bool, Float, Tensor
 from vaentropy.expectation import Nodes
 from vaentropy.vae import VAE
 
-__all__ = ["Gradients", "Objective", "Precision", "RunningSums", "gradients", "objective", "training_step"]
+__all__ = ["Gradients", "Objective", "Precision", "RunningSums", "as_input", "gradients", "objective", "training_step"]
 
 Precision = Literal["full", "bf16"]
 Objective = Callable[..., tuple[Tensor, Tensor]]
@@ -56,6 +56,11 @@ def objective(
         # In float32 the sums of many batches would be off by more than the gaps that are read from them.
         wide = torch.float32 if kl.device.type == "mps" else torch.float64
         return loss, rows.sum(0, dtype=wide)
+
+
+def as_input(beta: float, x: Tensor) -> float | Tensor:
+    """β as a tensor () like x, since each other number would be compiled or recorded anew; 1 as it is."""
+    return beta if beta == 1 else x.new_full((), beta)
 
 
 def gradients(

@@ -12,7 +12,7 @@ from vaentropy.training.course import Course
 from vaentropy.training.data import TrainingData
 from vaentropy.training.history import Row
 from vaentropy.training.stack import Stack
-from vaentropy.training.step import RunningSums
+from vaentropy.training.step import RunningSums, as_input
 
 __all__ = ["Together"]
 
@@ -88,16 +88,12 @@ class Together:
             batch = batch.masked_fill(~observed, 0.0)
         size, draw = rows.shape[1], settings.expectation.several
         noise, weights = draw(size, leader.model.latent_shape, generators=self.noise, dtype=batch.dtype)
-        beta = leader.beta(self.steps)
-        if beta != 1:
-            # As a tensor: each other number would be recorded anew.
-            beta = batch.new_full((), beta)
         sums = self.stack.step(
             batch,
             noise,
             weights,
             observed=observed,
-            beta=beta,
+            beta=as_input(leader.beta(self.steps), batch),
             adapt=settings.adapt(size),
             factor=leader.rate(self.steps),
         )
