@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import cached_property
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from vaentropy.checks import require_count, require_number
 from vaentropy.engines.engine import TRIES, Call, Done, Engine, Lost, answer_of, no_progress
@@ -104,7 +104,7 @@ class Ray(Engine):
         if not tasks:
             return
         ray = _ray()
-        with self._cluster(), redirect_stdout(_OfThisThread(sys.stdout)):
+        with redirect_stdout(cast(IO[str], _OfThisThread(sys.stdout))), self._cluster():
             # A call that is interrupted ends what it has begun, on a cluster that goes on as well.
             running: dict[Any, int] = {}
             news = ray.remote(num_cpus=0)(_News).remote()
