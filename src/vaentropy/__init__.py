@@ -68,6 +68,7 @@ _MODULES = (
     "data",
     "diagnosis",
     "distributions",
+    "engines",
     "entropy",
     "errors",
     "expectation",

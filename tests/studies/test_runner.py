@@ -157,7 +157,6 @@ def test_a_damaged_record_is_told(studies, tmp_path):
         (["d"], {}, "unknown study 'd'; .*expected all or some of a, b, c"),
         ([], {}, "no study named"),
         ("a", {}, "names='a' given, expected a list"),
-        (["a"], {"processes": 0}, "processes=0"),
         (["a"], {"plan": Plan(data="x.csv")}, "given for a, which has data of its own; name one of c"),
         (["c"], {"plan": Plan(data="not there.csv")}, "no such file or folder"),
         (["a"], {"plan": Plan(device="abacus")}, "device='abacus'"),
@@ -183,15 +182,6 @@ def test_a_plan_checks_itself(options, says):
         Plan(**options)
 
 
-def test_a_process_that_dies_stops_no_other(studies, tmp_path, capfd):
-    # The names are unknown in the processes, which begin with the real catalogue: they end with a traceback.
-    done = reproduce(["a", "c"], Plan(progress=False), out=tmp_path, processes=2)
-    assert set(done.failed) == {"a", "c"}
-    assert all("its process ended with status 1" in reason for reason in done.failed.values())
-    assert "KeyError" in capfd.readouterr().err
-    assert not (tmp_path / INDEX).exists()
-
-
 def test_the_command_knows_the_studies():
     assert list(NAMES) == list(STUDIES)
     assert main(["reproduce", "--help"]) == 0
@@ -199,7 +189,7 @@ def test_the_command_knows_the_studies():
 
 def test_the_command_prints_findings_and_tells_failures(studies, tmp_path, capfd):
     out = str(tmp_path / "there")
-    assert main(["reproduce", "all", "--seed", "2", "--processes", "1", "--out", out]) == 1
+    assert main(["reproduce", "all", "--seed", "2", "--workers", "1", "--out", out]) == 1
     printed = capfd.readouterr()
     assert sorted(printed.out.splitlines()) == ["a: seed 2 & <b>", "c: seed 2 & <b>"]
     assert "vaentropy: b failed: there is no data" in printed.err
@@ -221,7 +211,7 @@ def test_studies_in_processes_end_with_those_of_one(tmp_path):
     plan = ["--scale", "quick", "--replicates", "1", "--json"]
     program = [sys.executable, "-m", "vaentropy", "reproduce", "linear-pca", "estimate-noise", *plan]
     apart, here = (
-        json.loads(subprocess.run([*program, "--out", tmp_path / n, "--processes", n], capture_output=True).stdout)
+        json.loads(subprocess.run([*program, "--out", tmp_path / n, "--workers", n], capture_output=True).stdout)
         for n in ("2", "1")
     )
     for name, study in here["studies"].items():

@@ -20,6 +20,8 @@ __all__ = [
     "condition",
     "data_folder",
     "device",
+    "engine_of",
+    "engines",
     "log",
     "out_file",
     "overwrite",
@@ -90,6 +92,60 @@ condition = click.option(
 out_file = click.option(
     "--out", required=True, type=PATH, help="A .npy, .csv or .parquet file; - writes CSV to stdout."
 )
+
+
+# An address of a cluster is a word of these, or has a colon: head:6379, ray://head:10001.
+ENGINES, ADDRESSES = ("processes", "ray"), ("auto", "local")
+
+
+def engines(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options `engine` and `workers`, of which `engine_of` makes an engine."""
+    workers = click.option(
+        "--workers",
+        metavar="N",
+        type=int,
+        help="Tasks at a time; default: one per core, or per GPU where there are some. 1 works here, in this process.",
+    )
+    engine = click.option(
+        "--engine",
+        metavar="processes|ray|ADDRESS",
+        shell_complete=completing((*ENGINES, "auto")),
+        help="processes of this machine (default), ray on this machine, or the address of a Ray cluster: auto, "
+        "head:6379, ray://head:10001.",
+    )
+    return engine(workers(command))
+
+
+def engine_of(engine: str | None, workers: int | None, *, device: str | None = None) -> Any:
+    """The engine that the options of `engines` mean.
+
+    Args:
+        engine: "processes", "ray", or the address of a Ray cluster; None is "processes".
+        workers: tasks at a time, or None.
+        device: of the tasks, "auto" where None; each takes a GPU if there is one and the device does not say otherwise.
+
+    Raises:
+        UsageError: an unknown engine, or a number below 1.
+        MissingExtraError: Ray is not installed.
+    """
+    import torch
+
+    from vaentropy.engines import Here, Processes, Ray
+    from vaentropy.errors import UsageError, nearest, shown
+
+    kind = (device or "auto").split(":")[0]
+    gpus = torch.cuda.device_count() if kind in ("auto", "cuda") else 0
+    if engine is None or engine == "processes":
+        chosen = Processes(workers if workers is not None else gpus or None)
+        return Here() if chosen.workers == 1 else chosen
+    if engine != "ray" and engine not in ADDRESSES and ":" not in engine:
+        known = (*ENGINES, *ADDRESSES)
+        raise UsageError(
+            f"engine={shown(engine)} given, {nearest(engine, known)}expected processes, ray, or the address of a Ray "
+            "cluster, such as auto or head:6379"
+        )
+    # The machines of a cluster may have GPUs that this one has not.
+    return Ray(None if engine == "ray" else engine, workers=workers, num_gpus=int(gpus > 0 or kind == "cuda"))
 
 
 COLLAPSE = "When a latent has collapsed: relative (to the largest KL), paper, or with less KL than so many nats."

@@ -76,14 +76,20 @@ STUDIES = (
 @click.option("--data-folder", type=options.PATH, help="Where MNIST and its like are; default: $VAENTROPY_DATA.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first replicate.")
 @options.device
-@click.option("--processes", type=int, help="Studies at a time, with one thread each; default: one per core.")
+@options.engines
 @click.option("--out", type=options.PATH, help="Folder of the results; default: reproduced/quick, or as the scale is.")
 @click.option(
     "--overwrite", is_flag=True, help="Replace studies that --out holds; those of the same plan are kept else."
 )
 @options.as_json
 def reproduce(
-    names: tuple[str, ...], processes: int | None, out: str | None, overwrite: bool, as_json: bool, **given: Any
+    names: tuple[str, ...],
+    engine: str | None,
+    workers: int | None,
+    out: str | None,
+    overwrite: bool,
+    as_json: bool,
+    **given: Any,
 ) -> int:
     """Run experiments of the paper and beyond: a table, a figure and a sentence for each, and an index of them.
 
@@ -91,8 +97,6 @@ def reproduce(
     collapse-rgb, susy, streaming, beyond; default: all. Studies that --out holds, made with the same options, are kept,
     so that an interrupted command can be repeated. Exit with 1 if some of several studies failed.
     """
-    import os
-
     from vaentropy.errors import VaentropyError, printable
     from vaentropy.files import to_json
     from vaentropy.studies.record import Record
@@ -103,8 +107,8 @@ def reproduce(
         if not as_json:
             click.echo(f"{record.name}: {printable(record.finding)}")
 
-    chosen = processes if processes is not None else os.cpu_count() or 1
-    done = run_studies(names or ("all",), Plan(**given), out=out, overwrite=overwrite, processes=chosen, on_study=say)
+    place = options.engine_of(engine, workers, device=given["device"])
+    done = run_studies(names or ("all",), Plan(**given), out=out, overwrite=overwrite, engine=place, on_study=say)
     for name, reason in done.failed.items():
         click.echo(f"vaentropy: {name} failed: {printable(reason)}", err=True)
     if not done.records:

@@ -4,10 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from vaentropy.checks import require_instance
 from vaentropy.errors import TrainingError, VaentropyError
 from vaentropy.progress import Report
 
-__all__ = ["Call", "Done", "Engine", "Here", "Lost", "answer_of", "no_progress"]
+__all__ = ["Call", "Done", "Engine", "Here", "Lost", "answer_of", "no_progress", "require_engine"]
 
 # What is done with each task; the report takes a note and how many units of work are done since the last one.
 Call = Callable[[Any, Report], Any]
@@ -15,6 +16,16 @@ Call = Callable[[Any, Report], Any]
 Failure = VaentropyError | OSError
 # How often a task is tried whose worker is lost.
 TRIES = 3
+
+
+def require_engine(value: Any) -> None:
+    """An engine, or None.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if value is not None:
+        require_instance("engine", value, Engine, "an engine, such as vaentropy.engines.Processes(4)")
 
 
 class Lost(TrainingError):

@@ -4,12 +4,9 @@ import csv
 import io
 import os
 import platform
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +14,11 @@ import matplotlib
 import torch
 
 from vaentropy import __version__
-from vaentropy.checks import require_count, require_function, require_instance, require_path
-from vaentropy.errors import TrainingError, UsageError, VaentropyError, nearest, shown
+from vaentropy.checks import require_function, require_instance, require_path
+from vaentropy.engines import Engine, Here, Processes, require_engine
+from vaentropy.errors import UsageError, nearest, shown
 from vaentropy.files import to_json, write_text
-from vaentropy.progress import progress_bar
+from vaentropy.progress import Report, progress_bar
 from vaentropy.runs.build import torch_device
 from vaentropy.studies.experiments import STUDIES
 from vaentropy.studies.index import check_index, write_index
@@ -55,7 +53,7 @@ def reproduce(
     *,
     out: str | Path | None = None,
     overwrite: bool = False,
-    processes: int = 1,
+    engine: Engine | None = None,
     on_study: Callable[[Record], None] | None = None,
 ) -> Reproduction:
     """Run studies; each leaves in `out`/NAME its table (CSV), figure (SVG) and all its numbers (JSON).
@@ -68,8 +66,7 @@ def reproduce(
         plan: how large they are made; None is `Plan()`.
         out: folder of the results and their index.html; by default one under reproduced/, named after the scale.
         overwrite: replace studies that are there.
-        processes: how many studies run at a time, each in a process with one thread; 1 runs them here. A script that
-            asks for more has to have the usual `if __name__ == "__main__":`.
+        engine: where studies run, such as `vaentropy.engines.Processes(4)`; None runs one after the other, here.
         on_study: called with the record of each study as it is done, or was found.
 
     Raises:
@@ -82,7 +79,7 @@ def reproduce(
     chosen = _studies(names)
     plan = plan or Plan()
     require_instance("plan", plan, Plan, "a Plan")
-    require_count("processes", processes)
+    require_engine(engine)
     require_function("on_study", on_study)
     _check_data(chosen, plan)
     torch_device(plan.device)
@@ -98,9 +95,14 @@ def reproduce(
             on_study(record)
     # The longest first, so that none of the processes is left with it alone.
     todo = sorted((study for study in chosen if study.name not in records), key=lambda study: -study.cost)
-    run = _run_here if processes == 1 or len(todo) == 1 else _run_apart(processes)
-    with progress_bar(len(todo), "studies", show=plan.progress if run is not _run_here else False) as report:
-        for study, error in run(todo, plan, folder, report):
+    if engine is None or (len(todo) == 1 and isinstance(engine, Processes)):
+        engine = Here()
+    elsewhere = not isinstance(engine, Here)
+    call = _Running(replace(plan, progress=False) if elsewhere else plan, folder)
+    names = [study.name for study in todo]
+    with progress_bar(len(todo), "studies", show=plan.progress if elsewhere else False) as report:
+        for number, _, error in engine.run(call, names, report=report):
+            study = todo[number]
             if error is not None:
                 failed[study.name] = str(error)
                 if len(chosen) == 1:
@@ -209,6 +211,18 @@ def _found(study: Study, plan: Plan, folder: Path, *, overwrite: bool) -> Record
 # --- One study ------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Running:
+    """What an engine does with the name of a study."""
+
+    plan: Plan
+    folder: Path
+
+    def __call__(self, name: str, report: Report) -> None:
+        report(name, 0)
+        _run(STUDIES[name], self.plan, self.folder)
+
+
 def _run(study: Study, plan: Plan, folder: Path) -> None:
     """Run a study and write its files, after all the work: an interruption before leaves what was there as it is."""
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -258,84 +272,3 @@ def _svg(outcome: Outcome) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "vaentropy"}):
         outcome.figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()
-
-
-# --- All of them ----------------------------------------------------------------------------------------------------
-
-# What a user can mend: it stops the study alone.
-Failure = VaentropyError | OSError
-# A study, and why it failed.
-Done = tuple[Study, Failure | None]
-Run = Callable[[Sequence[Study], Plan, Path, Callable[..., None]], Iterator[Done]]
-
-
-def _run_here(todo: Sequence[Study], plan: Plan, folder: Path, report: Callable[..., None]) -> Iterator[Done]:
-    for study in todo:
-        try:
-            _run(study, plan, folder)
-        except (VaentropyError, OSError) as error:
-            yield study, error
-        else:
-            yield study, None
-
-
-def _run_apart(processes: int) -> Run:
-    """Run so many studies at a time, each in a process of its own: one that dies takes no other with it."""
-
-    def run(todo: Sequence[Study], plan: Plan, folder: Path, report: Callable[..., None]) -> Iterator[Done]:
-        # Not forked: threads of torch do not survive that.
-        context, waiting = get_context("spawn"), list(todo)
-        running: dict[Any, tuple[Study, Any]] = {}
-        try:
-            while waiting or running:
-                while waiting and len(running) < processes:
-                    study = waiting.pop(0)
-                    here, there = context.Pipe(duplex=False)
-                    process = context.Process(target=_work, args=(study.name, plan, folder, there), daemon=True)
-                    process.start()
-                    there.close()
-                    running[here] = study, process
-                report(", ".join(study.name for study, _ in running.values()), 0)
-                for end in connection.wait(list(running)):
-                    study, process = running.pop(end)
-                    yield study, _answer(end, process)
-        finally:
-            for _, process in running.values():
-                process.terminate()
-
-    return run
-
-
-def _work(name: str, plan: Plan, folder: Path, answer: Any) -> None:
-    """What a process does: one study on one thread; the answer is None, or what went wrong."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    # Of a terminal, Ctrl-C reaches every process; the parent ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    quiet = replace(plan, progress=False)
-    try:
-        _run(STUDIES[name], quiet, folder)
-    except (VaentropyError, OSError) as error:
-        answer.send(error)
-    else:
-        answer.send(None)
-
-
-def _die_with_parent() -> None:
-    """A signal may end the parent before it can end this process."""
-    parent = parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-def _answer(end: Any, process: Any) -> Failure | None:
-    try:
-        return end.recv()
-    except EOFError:
-        process.join()
-        how = "a traceback, if any, is above; was there memory enough?"
-        return TrainingError(f"its process ended with status {process.exitcode}; {how}")
-    finally:
-        end.close()
-        process.join()
