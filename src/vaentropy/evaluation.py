@@ -14,7 +14,8 @@ from vaentropy.errors import DataError
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import Mode
-from vaentropy.passes import Batch, Missing, Pass
+from vaentropy.options import Missing
+from vaentropy.passes import Batch, Pass
 from vaentropy.results import Evaluation, read_out
 from vaentropy.sums import Sums
 

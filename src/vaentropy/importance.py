@@ -25,7 +25,8 @@ from vaentropy.expectation import MonteCarlo
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import Mode
 from vaentropy.moments import Moment
-from vaentropy.passes import Batch, Missing, each_batch
+from vaentropy.options import Missing
+from vaentropy.passes import Batch, each_batch
 from vaentropy.results import plain
 from vaentropy.sums import Sums
 
