@@ -38,6 +38,7 @@ FEWEST_ROWS, MOST_ROWS = 64, 16_384
 # glibc returns freed memory to the system, and to have its pages mapped anew for each batch takes up to a third of an
 # evaluation. Once a block of this size was freed, it keeps twice as much; elsewhere this changes nothing.
 KEPT_BYTES = 31 * 2**20
+NOT_SENT = {"_model", "_bind", "_weights", "_log_jacobian", "_draws", "_draws_of_data", "_generators"}
 
 
 def rows_per_batch(data_shape: Sequence[int], device: torch.device | None) -> int:
@@ -201,6 +202,22 @@ class Pass(ABC):
     def measure(self, batch: Batch) -> None:
         """Do with a batch what the pass is for."""
 
+    def begin_at(self, row: int, weights: Tensor | None) -> None:
+        """Count data points from this row on, which have these weights (n,); None means 1."""
+        self._first = self._seen = row
+        self._weights = weights
+
+    def take_in(self, other: Any) -> None:
+        """Count what another pass has counted, of data points that come next."""
+        self._seen += other._seen - other._first
+        self.num_points += other.num_points
+        self.any_observed = self.any_observed or other.any_observed
+        self.data_shape = other.data_shape
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was counted goes to the process that takes it in, and nothing else.
+        return {name: value for name, value in self.__dict__.items() if name not in NOT_SENT}
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Inside, batches are taken; several times one after the other are the same as once."""
@@ -277,6 +294,17 @@ class Pass(ABC):
         weights[num_rows - padding :] = 0.0
         return weights
 
+    def weights_for(self, num_points: int) -> Tensor | None:
+        """Weights of all data points, (N,); None where all are 1.
+
+        Raises:
+            UsageError: there are more or fewer of them.
+        """
+        if self._weights is not None and len(self._weights) != num_points:
+            given = f"sample_weight holds {len(self._weights)} numbers"
+            raise UsageError(f"{given} for {num_points} data points; give one for each")
+        return self._weights
+
     def end(self) -> None:
         """Refuse a pass over nothing.
 
@@ -286,9 +314,7 @@ class Pass(ABC):
         """
         if not self.num_points:
             raise DataError("no data points given, expected at least one")
-        if self._weights is not None and len(self._weights) != self._seen:
-            given = f"sample_weight holds {len(self._weights)} numbers"
-            raise UsageError(f"{given} for {self._seen} data points; give one for each")
+        self.weights_for(self._seen)
         if not self.any_observed:
             raise DataError("every value is missing (NaN), expected at least one that is observed")
 
@@ -299,11 +325,7 @@ class Pass(ABC):
             DataError: no data, or data that are not finite numbers, or none of whose values is observed.
             UsageError: an argument has a wrong value.
         """
-        if batch_size is not None:
-            require_count("batch_size", batch_size)
-        require_function("on_batch", on_batch)
-        if self._bind is None:
-            require_conditions(self._model, data, "data")
+        self.check(data, batch_size, on_batch)
         keep_freed_memory()
         rows = as_rows(data)
         if isinstance(rows, Source):
@@ -311,6 +333,19 @@ class Pass(ABC):
         else:
             self._each(_batches(data if rows is None else rows, batch_size, self._device), on_batch)
         self.end()
+
+    def check(self, data: Data, batch_size: int | None, on_batch: Callable[[int], None] | None) -> None:
+        """Refuse arguments of `through` before anything is read.
+
+        Raises:
+            DataError: a condition of another width than the model's.
+            UsageError: an argument has a wrong value.
+        """
+        if batch_size is not None:
+            require_count("batch_size", batch_size)
+        require_function("on_batch", on_batch)
+        if self._bind is None:
+            require_conditions(self._model, data, "data")
 
     def shards(
         self, source: Source, numbers: range, *, batch_size: int | None, on_batch: Callable[[int], None] | None
