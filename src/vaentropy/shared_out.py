@@ -4,11 +4,10 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import nn
 
 from vaentropy._typing import Tensor
 from vaentropy.data.conditioned import ConditionedRows
@@ -20,7 +19,7 @@ from vaentropy.model import placement
 from vaentropy.passes import Pass, keep_freed_memory
 from vaentropy.progress import Report
 
-__all__ = ["Recipe", "Stretch", "in_order", "placed", "sendable", "stretches", "through"]
+__all__ = ["Recipe", "Stretch", "WithModel", "as_source", "in_order", "stretches", "through"]
 
 # A lost worker loses one of so many parts of the data; messages of them take no time. The same for every number of
 # workers, so that sums are added in one order.
@@ -86,56 +85,58 @@ def in_order(
                 expected += 1
 
 
-def sendable(model: Any) -> tuple[Any, str]:
-    """The model for other processes, on the CPU, and the kind of device that they put it on."""
-    device = placement(model)[0]
-    if device is None or device.type == "cpu":
-        return model, "cpu"
-    return copy.deepcopy(model).cpu(), device.type
+class WithModel:
+    """Base of what workers do with a model: it is sent on the CPU, and put on a device of the same kind.
+
+    Args:
+        model: of any kind.
+    """
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def __getstate__(self) -> dict[str, Any]:
+        device, model = placement(self.model)[0], self.model
+        if device is None or device.type == "cpu":
+            return {**self.__dict__, "kind": "cpu"}
+        return {**self.__dict__, "model": copy.deepcopy(model).cpu(), "kind": device.type}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        kind = state.pop("kind")
+        self.__dict__.update(state)
+        # Which device of several is the engine's choice.
+        self.model = self.model if kind == "cpu" else self.model.to(kind)
 
 
-def placed(model: Any, device: str) -> Any:
-    """The model on a kind of device of this process; which one of several is the engine's choice."""
-    return model if device == "cpu" or not isinstance(model, nn.Module) else model.to(device)
+class _Share(NamedTuple):
+    """A task: shards, weights (n,) of their rows, and rows of a batch."""
+
+    part: Stretch
+    weights: np.ndarray | None
+    batch_size: int | None
 
 
-@dataclass
-class Recipe:
-    """How workers make the pass that counts their shards.
+class Recipe(WithModel):
+    """How workers count their shards.
 
-    Attributes:
-        kind: of the pass.
+    Args:
+        make: a pass, of a model and further arguments.
         model: its first argument.
         how: its other ones, but for weights.
     """
 
-    kind: Callable[..., Pass]
-    model: Any
-    how: Mapping[str, Any]
+    def __init__(self, make: Callable[..., Pass], model: Any, how: Mapping[str, Any]):
+        super().__init__(model)
+        self._make, self._how = make, how
 
-
-class _Count:
-    """What a worker does."""
-
-    def __init__(self, recipe: Recipe, batch_size: int | None):
-        self._recipe, self._batch_size = recipe, batch_size
-
-    def __getstate__(self) -> dict[str, Any]:
-        model, device = sendable(self._recipe.model)
-        return {**self.__dict__, "_recipe": Recipe(self._recipe.kind, model, self._recipe.how), "_device": device}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        device = state.pop("_device")
-        self.__dict__.update(state)
-        self._recipe.model = placed(self._recipe.model, device)
-
-    def __call__(self, task: tuple[Stretch, np.ndarray | None], report: Report) -> Pass:
-        part, weights = task
-        one = self._recipe.kind(self._recipe.model, **self._recipe.how)
+    def __call__(self, task: _Share, report: Report) -> Pass:
+        """The pass, after the shards of a task."""
+        part, weights, batch_size = task
+        one = self._make(self.model, **self._how)
         one.begin_at(part.first_row, None if weights is None else torch.from_numpy(weights))
         keep_freed_memory()
         for shard in part.shards:
-            one.shards(part.source, range(shard, shard + 1), batch_size=self._batch_size, on_batch=None)
+            one.shards(part.source, range(shard, shard + 1), batch_size=batch_size, on_batch=None)
             report("", part.source.shard_sizes[shard])
         one.weights_for(one.num_points)
         return one
@@ -169,13 +170,13 @@ def through(
     source = as_source(data)
     weights = whole.weights_for(len(source))
     parts = stretches(source, -(-len(source) // MOST_STRETCHES))
-    tasks = [(part, _of(weights, part)) for part in parts]
+    tasks = [_Share(part, _of(weights, part), batch_size) for part in parts]
 
     def report(note: str = "", /, advance: int = 1) -> None:
         if on_batch and advance:
             on_batch(advance)
 
-    for counted in in_order(engine, _Count(recipe, batch_size), tasks, report):
+    for counted in in_order(engine, recipe, tasks, report):
         whole.take_in(counted)
     whole.end()
 

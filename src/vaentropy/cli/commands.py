@@ -126,6 +126,7 @@ def report(runs: tuple[str, ...], out: str | None, num_samples: int | None, as_j
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
 @options.device
+@options.engines_if_asked
 @options.as_json
 def evaluate(
     run: str, num_samples: int | None, importance_samples: int | None, seed: int, as_json: bool, **given: Any
@@ -141,6 +142,7 @@ def evaluate(
     if importance_samples is not None:
         # Before the evaluation, which may take long.
         require_count("log_likelihood", importance_samples)
+    given |= {"engine": _engine(given)}
     with progress_bar(None, "data points") as report:
         expectation = None if num_samples is None else MonteCarlo(num_samples, seed)
         parts = evaluate_run(run, expectation=expectation, seed=seed, on_batch=_counting(report), **given)
@@ -291,6 +293,7 @@ def _write_rows(write: Any, run: str, data: str | None, out: str, as_json: bool,
     from vaentropy.progress import progress_bar
 
     target = _target(out, as_json, data)
+    given |= {"engine": _engine(given)}
     with progress_bar(None, "data points") as report:
         rows = write(run, target, data=data, on_batch=_counting(report), **given)
     _wrote(rows, out, as_json)
@@ -308,12 +311,13 @@ def _wrote(num_rows: int, out: str, as_json: bool) -> None:
 @vaentropy.command()
 @click.argument("run", type=options.PATH)
 @click.argument("data", required=False, type=options.PATH)
-@options.out_file
+@options.out_rows
 @options.condition
 @click.option("--variance", is_flag=True, help="Write posterior variances as well.")
 @options.overwrite
 @options.data_folder
 @options.device
+@options.engines_if_asked
 @options.as_json
 def encode(run: str, data: str | None, out: str, as_json: bool, **given: Any) -> None:
     """Write posterior means of DATA (default: the run's own), one row per data point, by the model in folder RUN."""
@@ -325,11 +329,12 @@ def encode(run: str, data: str | None, out: str, as_json: bool, **given: Any) ->
 @vaentropy.command()
 @click.argument("run", type=options.PATH)
 @click.argument("data", required=False, type=options.PATH)
-@options.out_file
+@options.out_rows
 @options.condition
 @options.overwrite
 @options.data_folder
 @options.device
+@options.engines_if_asked
 @options.as_json
 def reconstruct(run: str, data: str | None, out: str, as_json: bool, **given: Any) -> None:
     """Write reconstructions of DATA (default: the run's own), in their units, by the model in folder RUN."""
@@ -448,6 +453,14 @@ def select(
     chosen = options.settings_of(config, {"data": data, "model": None if linear else model, **given})
     selection = select_by_settings(chosen, latent_dims, linear=linear, num_seeds=num_seeds, num_errors=num_errors)
     click.echo(to_json(selection.to_dict()) if as_json else selection)
+
+
+def _engine(given: dict[str, Any]) -> Any:
+    """What `engines_if_asked` means, taken out of what is given; None where it means here."""
+    engine, workers = given.pop("engine"), given.pop("workers")
+    if engine is None and workers is None:
+        return None
+    return options.engine_of(engine, workers, device=given["device"])
 
 
 def _counting(report: Any) -> Any:

@@ -22,8 +22,10 @@ __all__ = [
     "device",
     "engine_of",
     "engines",
+    "engines_if_asked",
     "log",
     "out_file",
+    "out_rows",
     "overwrite",
     "report",
     "settings",
@@ -89,6 +91,12 @@ condition = click.option(
     type=CommaSeparated(str),
     help="What a conditional model is given for all rows: a value for each column of the run's condition.",
 )
+out_rows = click.option(
+    "--out",
+    required=True,
+    type=PATH,
+    help="A .npy, .csv or .parquet file; FOLDER/ of Parquet files, for large results; - writes CSV to stdout.",
+)
 out_file = click.option(
     "--out", required=True, type=PATH, help="A .npy, .csv or .parquet file; - writes CSV to stdout."
 )
@@ -98,13 +106,19 @@ out_file = click.option(
 ENGINES, ADDRESSES = ("processes", "ray"), ("auto", "local")
 
 
-def engines(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options `engine` and `workers`, of which `engine_of` makes an engine."""
+def engines(command: Callable[..., Any], unless: str = "") -> Callable[..., Any]:
+    """Options `engine` and `workers`, of which `engine_of` makes an engine.
+
+    Args:
+        command: that takes them.
+        unless: when the defaults are other ones, for the help.
+    """
     workers = click.option(
         "--workers",
         metavar="N",
         type=int,
-        help="Tasks at a time; default: one per core, or per GPU where there are some. 1 works here, in this process.",
+        help="Tasks at a time; default: one per core, or per GPU where there are some. 1 works here, in this process."
+        + unless,
     )
     engine = click.option(
         "--engine",
@@ -114,6 +128,11 @@ def engines(command: Callable[..., Any]) -> Callable[..., Any]:
         "head:6379, ray://head:10001.",
     )
     return engine(workers(command))
+
+
+def engines_if_asked(command: Callable[..., Any]) -> Callable[..., Any]:
+    """As `engines`, for what is done here unless one of them is given."""
+    return engines(command, " Without --engine and --workers: here. Several take longer than one for few rows.")
 
 
 def engine_of(engine: str | None, workers: int | None, *, device: str | None = None) -> Any:

@@ -86,8 +86,8 @@ class Engine(ABC):
             tasks: sent one by one, so small ones.
             report: called in this process with the note of a task and the units of work it has done since; units are
                 taken back where a task begins again.
-            ahead: no task is begun so many places behind the first that has not ended, so that no more answers than
-                these have to wait for it; None begins any.
+            ahead: no task is begun behind the first that has not ended by more places than this many for each worker,
+                so that few answers have to wait for that one; None begins any.
 
         Yields:
             Done, in the order in which they end. One whose workers were lost too often has the failure `Lost`.

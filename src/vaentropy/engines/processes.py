@@ -84,7 +84,7 @@ class _Crew:
 
     def __init__(self, engine: Processes, call: bytes, tasks: list[Any], report: Report, ahead: int | None):
         self._engine, self._call, self._tasks, self._report = engine, call, tasks, report
-        self._ahead = len(tasks) if ahead is None else ahead
+        self._ahead = len(tasks) if ahead is None else ahead * engine.workers
         self._waiting = deque(range(len(tasks)))
         self._tries = [0] * len(tasks)
         self._workers: list[_Worker] = []

@@ -112,7 +112,8 @@ class Ray(Engine):
             running: dict[Any, int] = {}
             news = ray.remote(num_cpus=0)(_News).remote()
             try:
-                yield from self._each(call, tasks, running, news, report, ahead or len(tasks))
+                bound = len(tasks) if ahead is None else ahead * self.workers
+                yield from self._each(call, tasks, running, news, report, bound)
             finally:
                 for reference in running:
                     ray.cancel(reference, force=True)

@@ -1,24 +1,32 @@
-"""Rows written to a .npy, .csv or .parquet file, or as CSV to stdout, piece by piece."""
+"""Rows written piece by piece: to a .npy, .csv or .parquet file, to a folder of Parquet files, or as CSV to stdout."""
 
 import csv
 import math
+import os
+import shutil
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_path
 from vaentropy.errors import MissingExtraError, UsageError
-from vaentropy.files import ASIDE, named, require_file_or_nothing
+from vaentropy.files import ASIDE, flush_to_disk, named, require_file_or_nothing
 
-__all__ = ["Output"]
+__all__ = ["Output", "Parts", "is_folder"]
 
 ENDINGS = (".npy", ".csv", ".parquet")
 Write = Callable[[Tensor], None]
+# Of a row group: long enough for fast reading, little beside what else is in memory.
+GROUP_VALUES = 2**20
+PART = "part-{:05d}.parquet"
+PART_PATTERN = "part-*.parquet"
 
 
 class Output:
@@ -38,7 +46,7 @@ class Output:
         self, out: str | Path | None, shape: tuple[int, ...], columns: Sequence[str] | None, *, overwrite: bool = False
     ):
         self.path, self.shape = None if out is None else require_path("out", out), shape
-        self.columns = list(columns or (f"x_{number}" for number in range(math.prod(shape))))
+        self.columns = _columns(shape, columns)
         if self.path is None:
             return
         if self.path.suffix not in ENDINGS:
@@ -105,26 +113,133 @@ class Output:
 
     @contextmanager
     def _parquet(self, path: Path, num_rows: int) -> Iterator[Write]:
-        try:
-            import pyarrow as pa
-            from pyarrow import parquet
-        except ImportError:
-            raise MissingExtraError("pyarrow", "data") from None
-        writers: list[Any] = []
-
-        def write(rows: Tensor) -> None:
-            columns = rows.detach().flatten(1).cpu().numpy().T
-            table = pa.table([pa.array(np.ascontiguousarray(column)) for column in columns], names=self.columns)
-            if not writers:
-                writers.append(parquet.ParquetWriter(path, table.schema))
-            writers[0].write_table(table)
-
-        try:
+        with parquet_file(path, self.columns) as write:
             yield write
-        except BaseException:
-            for writer in writers:
-                with suppress(OSError):  # of a disk that is full; the first error says so
-                    writer.close()
-            raise
+
+
+def _columns(shape: tuple[int, ...], columns: Sequence[str] | None) -> list[str]:
+    return list(columns or (f"x_{number}" for number in range(math.prod(shape))))
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise MissingExtraError("pyarrow", "data") from None
+    return pyarrow, parquet
+
+
+@contextmanager
+def parquet_file(path: Path, columns: Sequence[str]) -> Iterator[Write]:
+    """A function that takes rows (n, *shape), which become row groups of some length."""
+    pa, parquet = _pyarrow()
+    writers: list[Any] = []
+    kept: list[Tensor] = []
+
+    def flush() -> None:
+        if not kept:
+            return
+        array = torch.cat(kept).numpy().T
+        kept.clear()
+        table = pa.table([pa.array(np.ascontiguousarray(column)) for column in array], names=list(columns))
+        if not writers:
+            writers.append(parquet.ParquetWriter(path, table.schema))
+        writers[0].write_table(table)
+
+    def write(rows: Tensor) -> None:
+        kept.append(rows.detach().flatten(1).cpu())
+        if sum(each.numel() for each in kept) >= GROUP_VALUES:
+            flush()
+
+    try:
+        yield write
+        flush()
+    except BaseException:
         for writer in writers:
-            writer.close()
+            with suppress(OSError):  # of a disk that is full; the first error says so
+                writer.close()
+        raise
+    for writer in writers:
+        writer.close()
+
+
+def is_folder(out: Any) -> bool:
+    """Whether what is given to write to means a folder: it ends with "/", or is one."""
+    return isinstance(out, str | os.PathLike) and (str(out).endswith(("/", os.sep)) or os.path.isdir(out))
+
+
+class Parts:
+    """A folder of Parquet files, in order by their names; it appears under its name when the last one is written.
+
+    Args:
+        out: path.
+        shape: of one row, flattened in tables.
+        columns: their names; None makes x_0, x_1, …
+        overwrite: replace a folder of such files.
+
+    Raises:
+        UsageError: a file or folder that exists, or a folder to put it in that does not.
+        MissingExtraError: pyarrow is not installed.
+    """
+
+    def __init__(
+        self, out: str | Path, shape: tuple[int, ...], columns: Sequence[str] | None, *, overwrite: bool = False
+    ):
+        _pyarrow()
+        self.path, self.columns = require_path("out", out), _columns(shape, columns)
+        self._overwrite = overwrite
+        self.aside = self.path.with_name(self.path.name + ASIDE)
+        if not self.path.name:
+            raise UsageError(f"{out} given to write to, expected a folder that can be made; name another one")
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{out} given to write a folder to, but there is a file of that name; name another one")
+        there = sorted(each.name for each in self.path.iterdir()) if self.path.exists() else []
+        if there and not overwrite:
+            raise UsageError(f"{out} holds {there[0]}; name another folder with --out, or replace it with --overwrite")
+        if others := [name for name in there if not Path(name).match(PART_PATTERN)]:
+            raise UsageError(f"{out} holds {others[0]}, expected {PART.format(0)} and its like alone to overwrite")
+        if self.aside.is_symlink() or self.aside.exists():
+            raise UsageError(f"{self.aside} exists, which an interrupted command may have left; remove it")
+        if not self.path.parent.is_dir():
+            raise UsageError(f"{out} given to write to, but there is no folder {self.path.parent}; make it first")
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Inside, parts are written, by whichever process."""
+        try:
+            self.aside.mkdir()
+        except OSError as error:
+            raise named(error, self.path) from error
+        try:
+            yield
+            for left in self.aside.glob(".*"):  # by workers that were lost
+                left.unlink()
+            if self.path.exists():
+                for old in self.path.glob(PART_PATTERN) if self._overwrite else ():
+                    old.unlink()
+                self.path.rmdir()  # not where something else has come to lie in it
+            self.aside.replace(self.path)
+        except BaseException as error:
+            shutil.rmtree(self.aside, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise named(error, self.path) from error
+            raise
+        flush_to_disk(self.path.parent)
+
+    @contextmanager
+    def part(self, number: int) -> Iterator[Write]:
+        """A function that takes the rows of one part, which appears whole or not at all, however often it is tried."""
+        path = self.aside / PART.format(number)
+        attempt = self.aside / f".{path.name}.{uuid.uuid4().hex}"
+        try:
+            with parquet_file(attempt, self.columns) as write:
+                yield write
+            flush_to_disk(attempt)
+            attempt.replace(path)
+        except BaseException as error:
+            with suppress(OSError):
+                attempt.unlink()
+            if isinstance(error, OSError):
+                raise named(error, path) from error
+            raise

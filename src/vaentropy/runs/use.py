@@ -1,29 +1,22 @@
-"""What a finished run is good for: load, evaluate, encode, reconstruct, sample, tell about it."""
+"""What a finished run is good for: load, evaluate, tell about it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_count, require_instance, require_seed
-from vaentropy.conditions import bound_to
-from vaentropy.config import RunConfig
 from vaentropy.data import Source
-from vaentropy.data.conditioned import given
 from vaentropy.data.formats.reading import one_line
-from vaentropy.data.scaling import Scaling
-from vaentropy.errors import DataError, UsageError
+from vaentropy.engines import Engine, require_engine
+from vaentropy.errors import DataError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation
 from vaentropy.importance import LogLikelihood, log_likelihood
-from vaentropy.model import LatentVariableModel
-from vaentropy.modes import in_mode
 from vaentropy.results import Evaluation
-from vaentropy.rows import fill_missing
 from vaentropy.runs.build import (
-    all_rows,
     build_model,
     fingerprints,
     load_other,
@@ -32,21 +25,17 @@ from vaentropy.runs.build import (
     torch_device,
 )
 from vaentropy.runs.folder import RunFolder
-from vaentropy.runs.output import Output
 from vaentropy.training import Checkpoints
 from vaentropy.training.settings import Settings
 from vaentropy.vae import VAE
 
 __all__ = [
     "describe_run",
-    "encode_run",
     "evaluate_run",
     "load",
     "log_likelihood_run",
     "put_weights",
-    "reconstruct_run",
     "require_data_shape",
-    "sample_run",
 ]
 
 Result = TypeVar("Result")
@@ -112,6 +101,7 @@ def evaluate_run(
     seed: int = 0,
     device: str = "auto",
     on_batch: Callable[[int], None] | None = None,
+    engine: Engine | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluate the model of a run on the data it was trained and held out on, or on other data.
 
@@ -124,6 +114,7 @@ def evaluate_run(
         seed: of the draws where `expectation` is None.
         device: as in `RunConfig`.
         on_batch: called with the number of rows after each batch.
+        engine: where the work is done, as for `evaluate`; None does it here.
 
     Returns:
         Evaluations by part: "train" and, where there is any, "held_out"; or "data".
@@ -134,11 +125,12 @@ def evaluate_run(
     if expectation is not None:
         require_instance("expectation", expectation, Expectation, "an Expectation such as MonteCarlo(16)")
     require_seed(seed)
+    require_engine(engine)
     settings = Settings(**RunFolder(run).config().settings())
 
     def of_part(model: VAE, x: Tensor | Source, options: dict[str, Any]) -> Evaluation:
         how = expectation or settings.evaluation_of(len(x)).with_seed(seed)
-        return evaluate(model, x, expectation=how, on_batch=on_batch, **options)
+        return evaluate(model, x, expectation=how, on_batch=on_batch, engine=engine, **options)
 
     return _each_part(run, of_part, data, data_folder, device)
 
@@ -152,6 +144,7 @@ def log_likelihood_run(
     data_folder: str | None = None,
     device: str = "auto",
     on_batch: Callable[[int], None] | None = None,
+    engine: Engine | None = None,
 ) -> dict[str, LogLikelihood]:
     """Bound log p(x) under the model of a run by importance sampling (`log_likelihood`), on the data of `evaluate_run`.
 
@@ -163,6 +156,7 @@ def log_likelihood_run(
         data_folder: as for `evaluate_run`.
         device: as in `RunConfig`.
         on_batch: called with the number of rows after each batch.
+        engine: where the work is done, as for `evaluate`; None does it here.
 
     Returns:
         Bounds by part, as for `evaluate_run`.
@@ -172,9 +166,11 @@ def log_likelihood_run(
     """
     require_count("num_samples", num_samples)
     require_seed(seed)
+    require_engine(engine)
 
     def of_part(model: VAE, x: Tensor | Source, options: dict[str, Any]) -> LogLikelihood:
-        return log_likelihood(model, x, num_samples=num_samples, seed=seed, on_batch=on_batch, **options)
+        draws = {"num_samples": num_samples, "seed": seed}
+        return log_likelihood(model, x, on_batch=on_batch, engine=engine, **draws, **options)
 
     return _each_part(run, of_part, data, data_folder, device)
 
@@ -203,122 +199,6 @@ def _each_part(
         return {name: of_part(model, x, options) for name, x in parts.items() if len(x)}
 
 
-def encode_run(
-    run: str | Path,
-    out: str | Path | None,
-    *,
-    data: str | None = None,
-    data_folder: str | None = None,
-    condition: Sequence[str] | None = None,
-    variance: bool = False,
-    overwrite: bool = False,
-    device: str = "auto",
-    on_batch: Callable[[int], None] | None = None,
-) -> int:
-    """Write posterior means of all rows of a data set, in their order.
-
-    Args:
-        run: its folder.
-        out: a .npy, .csv or .parquet file of latent_dim columns; None writes CSV to stdout.
-        data: a data set, file or folder; by default the run's own, all rows as they are in its file, followed by those
-            of the held-out set that it comes with, if any.
-        data_folder: where the files of a named data set are, if no longer where the run found them.
-        condition: one value for each column of the run's condition, as texts, that all rows are given in place of those
-            in the data; None takes those.
-        variance: write the posterior variances as well, in as many columns more.
-        overwrite: replace the file if it exists.
-        device: as in `RunConfig`.
-        on_batch: called with the number of rows after each batch.
-
-    Returns:
-        Rows written.
-
-    Raises:
-        VaentropyError: the run, the data or the file cannot be used.
-    """
-    config = RunFolder(run).config()
-    names = [f"mean_{h}" for h in range(config.latent_dim)]
-    names += [f"variance_{h}" for h in range(config.latent_dim)] if variance else []
-
-    output = Output(out, (len(names),), names, overwrite=overwrite)
-    opened = _open(run, data, data_folder, device, condition)
-
-    def rows(model: LatentVariableModel, batch: Tensor) -> Tensor:
-        q = model.posterior(batch)
-        return torch.cat([q.mean, q.variance], -1) if variance else q.mean
-
-    return _write(opened, rows, output, on_batch)
-
-
-def reconstruct_run(
-    run: str | Path,
-    out: str | Path | None,
-    *,
-    data: str | None = None,
-    data_folder: str | None = None,
-    condition: Sequence[str] | None = None,
-    overwrite: bool = False,
-    device: str = "auto",
-    on_batch: Callable[[int], None] | None = None,
-) -> int:
-    """Write reconstructions of all rows of a data set, in their order and in the units of the data as stored.
-
-    Arguments, result and errors are those of `encode_run`; rows have the shape of the data (flattened in tables).
-    """
-    folder = RunFolder(run)
-    output = Output(out, folder.data_shape(), folder.columns(), overwrite=overwrite)
-    opened = _open(run, data, data_folder, device, condition)
-
-    def rows(model: LatentVariableModel, batch: Tensor) -> Tensor:
-        z = model.posterior(batch).mean
-        return _as_stored(model.likelihood(z).mean, opened.scaling)
-
-    return _write(opened, rows, output, on_batch)
-
-
-def sample_run(
-    run: str | Path,
-    out: str | Path | None,
-    num_samples: int,
-    *,
-    condition: Sequence[str] | None = None,
-    noise: bool = False,
-    seed: int = 0,
-    overwrite: bool = False,
-    device: str = "auto",
-) -> int:
-    """Write draws from the model, in the units of the data as stored.
-
-    Args:
-        run: its folder.
-        out: as for `encode_run`.
-        num_samples: how many.
-        condition: one value for each column of the run's condition, as texts; None for a model that is given none.
-        noise: draw x from p(x|z); by default its mean is written.
-        seed: of the draws.
-        overwrite: replace the file if it exists.
-        device: as in `RunConfig`.
-
-    Returns:
-        Rows written.
-
-    Raises:
-        VaentropyError: the run or the file cannot be used, or the number is below 1.
-    """
-    require_count("num_samples", num_samples)
-    require_seed(seed)
-    folder = RunFolder(run)
-    model, scaling = load(run, device=device), folder.scaling()
-    if condition is None and (coding := folder.coding()) is not None:
-        expected = f"a value for each of {', '.join(coding.names)}"
-        raise UsageError(f"no condition given to sample {folder}, expected {expected}; pass --condition")
-    c = None if condition is None else folder.condition(condition)
-    output = Output(out, model.data_shape, folder.columns(), overwrite=overwrite)
-    with output.opened(num_samples) as write:
-        write(_as_stored(model.sample(num_samples, condition=c, noise=noise, seed=seed), scaling))
-    return num_samples
-
-
 def describe_run(run: str | Path) -> dict[str, Any]:
     """What a folder holds: settings, versions, data, how far training has come, the last row of its history.
 
@@ -344,34 +224,6 @@ def describe_run(run: str | Path) -> dict[str, Any]:
     }
 
 
-class _Opened(NamedTuple):
-    config: RunConfig
-    model: VAE
-    parts: list[Tensor | Source]
-    scaling: Scaling
-
-
-def _open(
-    run: str | Path, data: str | None, data_folder: str | None, device: str, condition: Sequence[str] | None
-) -> _Opened:
-    folder = RunFolder(run)
-    config, model, scaling = folder.config(), load(run, device=device), folder.scaling()
-    c = None if condition is None else folder.condition(condition)
-    coding = folder.coding() if c is None else None
-    parts = all_rows(config, data, scaling, folder.columns(), coding, folder=data_folder)
-    for x in parts:
-        require_data_shape(model, x)
-    if c is not None:
-        parts = [given(x, c.expand(len(x), -1)) for x in parts]
-    return _Opened(config, model, parts, scaling)
-
-
-def _as_stored(y: Tensor, scaling: Scaling) -> Tensor:
-    x = scaling.undo(y.cpu())
-    # The uniform noise that whole numbers got has mean ½.
-    return x - 0.5 if scaling.dequantised else x
-
-
 def require_data_shape(model: VAE, x: Tensor | Source) -> None:
     """Refuse data of another shape than the model takes.
 
@@ -381,28 +233,3 @@ def require_data_shape(model: VAE, x: Tensor | Source) -> None:
     given = tuple(x.shape[1:]) if isinstance(x, Tensor) else x.features_shape
     if given != model.data_shape:
         raise DataError(f"data points of shape {given} given, expected {model.data_shape} as in training")
-
-
-def _batches(parts: list[Tensor | Source]) -> Iterator[Tensor]:
-    for x in parts:
-        for shard in [x] if isinstance(x, Tensor) else x:
-            yield from shard.split(BATCH_SIZE)
-
-
-@torch.no_grad()
-def _write(
-    opened: _Opened,
-    rows: Callable[[LatentVariableModel, Tensor], Tensor],
-    output: Output,
-    on_batch: Callable[[int], None] | None,
-) -> int:
-    config, model, parts, _ = opened
-    weight, num_rows = model.latent_mean.weight, sum(len(x) for x in parts)
-    with num_threads(config, model), output.opened(num_rows) as write, in_mode(model, "eval"):
-        for batch in _batches(parts):
-            filled, _ = fill_missing(batch)
-            bound, x, _ = bound_to(model, filled.to(weight.device, weight.dtype))
-            write(rows(bound, x))
-            if on_batch:
-                on_batch(len(batch))
-    return num_rows
