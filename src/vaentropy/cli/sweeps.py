@@ -59,12 +59,15 @@ def sweep(
         raise UsageError(f"{both} given and varied, expected one of the two; leave one of them out")
     settings = options.settings_of(config, {"data": data, **given})
     place = options.engine_of(engine, workers, device=settings.device, threads=settings.threads)
-    done = sweep_runs(settings, values, num_seeds=seeds or 1, out=out, overwrite=overwrite, engine=place)
+    done = sweep_runs(
+        settings, values, num_seeds=1 if seeds is None else seeds, out=out, overwrite=overwrite, engine=place
+    )
     for name, reason in done.failed.items():
         click.echo(f"vaentropy: {name} failed: {printable(reason)}", err=True)
     click.echo(to_json(done.to_dict()) if as_json else done)
     kept = f" ({len(done.kept)} were finished before)" if done.kept else ""
-    click.echo(f"\n{len(done.rows)} runs{kept} in {done.folder}, table in {done.folder / 'sweep.csv'}", err=True)
+    count = f"{len(done.rows)} {'run' if len(done.rows) == 1 else 'runs'}"
+    click.echo(f"\n{count}{kept} in {done.folder}, table in {done.folder / 'sweep.csv'}", err=True)
     if best := done.best[:BEST]:
         click.echo(f"Look at the best: vaentropy report {' '.join(shlex.quote(str(run)) for run in best)}", err=True)
     return int(bool(done.failed))

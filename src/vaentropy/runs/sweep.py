@@ -132,9 +132,12 @@ def _check_data(todo: Sequence[Combination], engine: Engine, kept: dict[Any, Dat
     def chosen(config: RunConfig, names: Sequence[str]) -> list[Any]:
         return [getattr(config, name) for name in names if name != SEED]
 
-    alike = [run.config for run in todo if chosen(run.config, DATA) == chosen(todo[0].config, DATA)]
-    for config in {tuple(chosen(config, MODEL)): config for config in alike}.values():
-        build_model(config, data.data_shape, data.coding)
+    alike = [run for run in todo if chosen(run.config, DATA) == chosen(todo[0].config, DATA)]
+    for run in {tuple(chosen(run.config, MODEL)): run for run in alike}.values():
+        try:
+            build_model(run.config, data.data_shape, data.coding)
+        except UsageError as error:
+            raise UsageError(f"{run.name}: {error}") from error
 
 
 @dataclass
@@ -145,6 +148,7 @@ class _Plan:
     runs: Sequence[Combination]
     request: Mapping[str, Any]
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
 
     def states(self, overwrite: bool) -> dict[Combination, str]:
         """How far each run has come; all are new where a sweep is to be replaced.
@@ -203,7 +207,7 @@ class _Plan:
 
     def read(self) -> None:
         """Make the table anew."""
-        self.rows = {run.name: row_of(self.folder, run) for run in self.runs}
+        self.rows = {run.name: row_of(self.folder, run, self.failures.get(run.name, "")) for run in self.runs}
         write_csv(self.folder / TABLE, list(self.rows.values()))
 
     def end(self, run: Combination, failure: Exception | None) -> Mapping[str, Any]:
@@ -214,6 +218,8 @@ class _Plan:
                 f"{self.folder / run.name} is not here after its training; the folder has to be one that all machines "
                 "share: name such a one with --out"
             )
+        if reason:  # of a run that came to nothing there is no folder that says so
+            self.failures[run.name] = reason
         self.rows[run.name] = row_of(self.folder, run, reason)
         write_csv(self.folder / TABLE, list(self.rows.values()))
         return self.rows[run.name]
