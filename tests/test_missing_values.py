@@ -18,7 +18,7 @@ from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Frozen, GaussHermite, MonteCarlo
 from vaentropy.likelihoods import Gaussian
 from vaentropy.model import from_functions
-from vaentropy.passes import _check_options
+from vaentropy.options import check_options
 from vaentropy.results import Evaluation
 from vaentropy.studies.stationary import descend
 from vaentropy.vae import VAE
@@ -515,7 +515,7 @@ WRONG = {
     ),
     "another word": (
         # Not through evaluate, whose annotations are checked under the tests.
-        lambda: _check_options("eval", "drop"),
+        lambda: check_options("eval", "drop"),
         UsageError,
         "missing='drop' given, expected 'error' or 'ignore'",
     ),

@@ -10,12 +10,15 @@ from vaentropy._typing import Tensor
 from vaentropy.checks import require_instance
 from vaentropy.data.given import Data
 from vaentropy.decomposition import decompose
+from vaentropy.engines import Engine
 from vaentropy.errors import DataError
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import Mode
-from vaentropy.passes import Batch, Missing, Pass
+from vaentropy.options import Missing
+from vaentropy.passes import Batch, Pass
 from vaentropy.results import Evaluation, read_out
+from vaentropy.shared_out import Recipe, through
 from vaentropy.sums import Sums
 
 __all__ = ["Accumulator", "evaluate"]
@@ -64,6 +67,13 @@ class Accumulator(Pass):
         self._sums.add(decomposition.terms, batch, decomposition.scaled)
         self._sampled.update(decomposition.sampled)
         self._latent_shape = decomposition.latent_shape
+
+    def take_in(self, other: "Accumulator") -> None:
+        """Count what another one has counted, of data points that come next."""
+        super().take_in(other)
+        self._sums.take_in(other._sums)
+        self._sampled |= other._sampled
+        self._latent_shape = other._latent_shape
 
     def skip(self, num_rows: int, latent_shape: tuple[int, ...]) -> None:
         """Let rows go by that another process counts, and the noise that these have there.
@@ -114,11 +124,19 @@ def evaluate(
     pointwise: bool = False,
     mode: Mode = "eval",
     on_batch: Callable[[int], None] | None = None,
+    engine: Engine | None = None,
 ) -> Evaluation:
     """ELBO, the three entropies, the gap between them term by term, and what optimal variances would bring.
 
     One pass without gradients. The model is left as it was: mode, BatchNorm statistics and the global random number
     generators are restored. Data go to the device and floating dtype of the model's parameters.
+
+    Draws of a tensor or an iterable are one stream. Each shard of a `Source` has a stream of its own, made of the seed
+    and its number, so that it does not matter who has done the shards before. With an `engine` the shards are shared
+    out among its workers and the sums merged: the numbers are those of one process, to rounding, however many there
+    are. Rows in memory are cut into shards for it, of 2²⁰ values; of more than one shard the draws are other ones than
+    without an engine. Model and options, `bind` too, are sent to the workers, so their classes and functions have names
+    in a module; a torch Dataset is read here.
 
     Args:
         model: anything with `posterior(x)`, `prior()` and `likelihood(z)`.
@@ -138,7 +156,9 @@ def evaluate(
         pointwise: also keep the values per data point.
         mode: run the networks in "eval" or "train" mode. With BatchNorm or dropout these are two objectives, and the
             theorem holds in the one that was trained.
-        on_batch: called with the number of rows after each batch.
+        on_batch: called with the number of rows after each batch; with an engine after each shard, and with a number
+            below 0 where a lost worker's rows are done again.
+        engine: where the work is done; None does it here. See `vaentropy.engines`.
 
     Returns:
         Evaluation, nats per data point.
@@ -149,15 +169,8 @@ def evaluate(
         UnsupportedError: values are missing and the likelihood does not factorise over the features.
         UsageError: an argument has a wrong value, or the expectation does not fit the posterior.
     """
-    accumulator = Accumulator(
-        model,
-        expectation=expectation,
-        sample_weight=sample_weight,
-        bind=bind,
-        missing=missing,
-        log_jacobian=log_jacobian,
-        pointwise=pointwise,
-        mode=mode,
-    )
-    accumulator.through(data, batch_size=batch_size, on_batch=on_batch)
+    how = {"expectation": expectation, "bind": bind, "missing": missing, "mode": mode}
+    how |= {"log_jacobian": log_jacobian, "pointwise": pointwise}
+    accumulator = Accumulator(model, sample_weight=sample_weight, **how)
+    through(accumulator, Recipe(Accumulator, model, how), data, batch_size, on_batch, engine)
     return accumulator.evaluation()

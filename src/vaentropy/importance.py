@@ -19,14 +19,17 @@ from vaentropy.checks import require_count, require_seed
 from vaentropy.data.given import Data
 from vaentropy.decomposition import PointTerm, per_point, require_factors
 from vaentropy.distributions import to_float64
+from vaentropy.engines import Engine
 from vaentropy.entropy import factor_log_prob
 from vaentropy.errors import ModelError, UsageError, shown
 from vaentropy.expectation import MonteCarlo
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import Mode
 from vaentropy.moments import Moment
-from vaentropy.passes import Batch, Missing, each_batch
+from vaentropy.options import Missing
+from vaentropy.passes import Batch, Pass
 from vaentropy.results import plain
+from vaentropy.shared_out import Recipe, through
 from vaentropy.sums import Sums
 
 __all__ = ["FEWEST_EFFECTIVE", "EffectiveSampleSize", "LogLikelihood", "log_likelihood"]
@@ -140,6 +143,7 @@ def log_likelihood(
     pointwise: bool = False,
     mode: Mode = "eval",
     on_batch: Callable[[int], None] | None = None,
+    engine: Engine | None = None,
 ) -> LogLikelihood:
     """Mean log p(x), from below by importance sampling, and how much tighter that is than the ELBO.
 
@@ -161,7 +165,8 @@ def log_likelihood(
         log_jacobian: as for `evaluate`; `data_value` and `bits_per_dim` of the result have it.
         pointwise: also keep the values per data point.
         mode: as for `evaluate`.
-        on_batch: called with the number of rows after each batch, that is after K draws for them.
+        on_batch: as for `evaluate`; a batch is done after K draws for it.
+        engine: as for `evaluate`.
 
     Returns:
         LogLikelihood, nats per data point.
@@ -177,40 +182,40 @@ def log_likelihood(
     if exact is not None and not isinstance(exact, bool):
         raise UsageError(f"exact={shown(exact)} given, expected True, False or None")
     if exact and missing == "ignore":
-        how = "take exact=None, which samples here"
-        raise UsageError(f'exact=True given with missing="ignore", expected data without missing values; {how}')
-    measure = _Measure(num_samples, False if missing == "ignore" else exact, pointwise)
-    num_points, data_shape = each_batch(
-        model,
-        data,
-        measure,
-        seed=seed,
-        batch_size=batch_size,
-        sample_weight=sample_weight,
-        bind=bind,
-        missing=missing,
-        log_jacobian=log_jacobian,
-        mode=mode,
-        on_batch=on_batch,
-    )
-    return measure.read_out(num_points=num_points, data_shape=data_shape, mode=mode)
+        remedy = "take exact=None, which samples here"
+        raise UsageError(f'exact=True given with missing="ignore", expected data without missing values; {remedy}')
+    how: dict[str, Any] = {"num_samples": num_samples, "exact": False if missing == "ignore" else exact, "seed": seed}
+    how |= {"bind": bind, "missing": missing, "log_jacobian": log_jacobian, "pointwise": pointwise, "mode": mode}
+    measure = _Importance(model, sample_weight=sample_weight, **how)
+    through(measure, Recipe(_Importance, model, how), data, batch_size, on_batch, engine)
+    return measure.read_out()
 
 
-class _Measure:
+class _Importance(Pass):
     """What one pass adds up, batch by batch.
 
     Args:
         num_samples: K.
         exact: None lets the model of the first batch decide.
         pointwise: also keep the values per data point.
+        how: further arguments of `Pass`.
     """
 
-    def __init__(self, num_samples: int, exact: bool | None, pointwise: bool):
+    def __init__(self, model: object, *, num_samples: int, exact: bool | None, pointwise: bool, **how: Any):
+        super().__init__(model, **how)
         self.num_samples, self.exact = num_samples, exact
         self.sums = Sums(pointwise=pointwise)
         self.effective: list[Tensor] = []
 
-    def __call__(self, batch: Batch) -> None:
+    def take_in(self, other: "_Importance") -> None:
+        """Count what another one has counted, of data points that come next."""
+        super().take_in(other)
+        self.sums.take_in(other.sums)
+        self.exact = other.exact
+        self.effective += other.effective
+
+    def measure(self, batch: Batch) -> None:
+        """Add the terms of a batch."""
         own = getattr(batch.model, "log_likelihood", None)
         if self.exact is None:
             self.exact = callable(own)
@@ -232,8 +237,8 @@ class _Measure:
         effective = terms["effective_sample_size"].value.cpu()
         self.effective.append(effective if batch.weights is None else effective[batch.weights > 0])
 
-    def read_out(self, **about: Any) -> LogLikelihood:
-        """The result; `about` are its fields that the sums do not know."""
+    def read_out(self) -> LogLikelihood:
+        """The result."""
         moments, effective = self.sums.moments, torch.cat(self.effective).numpy()
         mean = {name: float(moment.mean) for name, moment in moments.items()}
         return LogLikelihood(
@@ -257,7 +262,9 @@ class _Measure:
             num_features=mean["num_features"],
             moments=moments,
             pointwise=self.sums.pointwise,
-            **about,
+            num_points=self.num_points,
+            data_shape=self.data_shape,
+            mode=self.mode,
         )
 
 

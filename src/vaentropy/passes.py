@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,24 +15,22 @@ from vaentropy.checks import require_count, require_function
 from vaentropy.conditions import bound_to, packed, require_conditions
 from vaentropy.data.conditioned import side_by_side
 from vaentropy.data.given import Data, as_rows
-from vaentropy.errors import DataError, UsageError, shown
+from vaentropy.data.source import Source
+from vaentropy.errors import DataError, UsageError
 from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import in_mode
-from vaentropy.rows import REMEDY, as_tensor, fill_missing, require_finite
+from vaentropy.options import Missing, check_log_jacobian, check_options, check_weights, log_jacobian_term
+from vaentropy.rows import REMEDY, fill_missing, require_finite
 from vaentropy.seeding import GlobalDraws, generator_of
 
 __all__ = [
     "Batch",
-    "Missing",
     "Pass",
     "bound_pair",
-    "check_log_jacobian",
     "each_batch",
     "keep_freed_memory",
     "rows_per_batch",
 ]
-
-Missing = Literal["error", "ignore"]
 
 # What stays in a core's cache; and what keeps a GPU busy: an H200 then takes 1/30 of the time (docs/performance.md).
 VALUES_PER_BATCH, VALUES_ON_GPU = 2**18, 2**24
@@ -40,6 +38,7 @@ FEWEST_ROWS, MOST_ROWS = 64, 16_384
 # glibc returns freed memory to the system, and to have its pages mapped anew for each batch takes up to a third of an
 # evaluation. Once a block of this size was freed, it keeps twice as much; elsewhere this changes nothing.
 KEPT_BYTES = 31 * 2**20
+NOT_SENT = {"_model", "_bind", "_weights", "_log_jacobian", "_draws", "_draws_of_data", "_generators"}
 
 
 def rows_per_batch(data_shape: Sequence[int], device: torch.device | None) -> int:
@@ -54,71 +53,16 @@ def keep_freed_memory() -> None:
 
 
 def _batches(data: Any, batch_size: int | None, device: torch.device | None) -> Iterator[Any]:
-    rows = as_rows(data)
-    if rows is None:
-        if not isinstance(data, Iterable) or isinstance(data, str | bytes):
-            given = type(data).__name__
-            raise DataError(f"{given} given as data, expected an array (N, *data_shape) or batches of them")
-        yield from data
-        return
-    for shard in [rows] if isinstance(rows, Tensor) else rows:
-        num_rows = batch_size or rows_per_batch(shard.shape[1:], device)
+    """Of a tensor, or of an iterable of batches."""
+    if isinstance(data, Tensor):
+        num_rows = batch_size or rows_per_batch(data.shape[1:], device)
         # A single number cannot be split; its own check says so.
-        yield from shard.split(num_rows) if shard.ndim else [shard]
-
-
-def _check_options(mode: str, missing: str) -> None:
-    if mode not in ("eval", "train"):
-        raise UsageError(f"mode={shown(mode)} given, expected 'eval' or 'train'")
-    if missing not in get_args(Missing):
-        raise UsageError(f"missing={shown(missing)} given, expected 'error' or 'ignore'")
-
-
-def _check_weights(sample_weight: Tensor | np.ndarray | Sequence[float] | None) -> Tensor | None:
-    if sample_weight is None:
-        return None
-    try:
-        weights = as_tensor(sample_weight).to("cpu", torch.float64)
-    except (DataError, RuntimeError):
-        given = type(sample_weight).__name__
-        raise UsageError(f"sample_weight of type {given} given, expected one number per data point (N,)") from None
-    if weights.ndim != 1:
-        raise UsageError(
-            f"sample_weight of shape {tuple(weights.shape)} given, expected one number per data point (N,)"
-        )
-    if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()) or not bool((weights > 0).any()):
-        raise UsageError(
-            "sample_weight holds a negative or non-finite number, or only zeros; expected weights of at least 0"
-        )
-    return weights
-
-
-def check_log_jacobian(log_jacobian: Tensor | np.ndarray | float, data_shape: tuple[int, ...] | None = None) -> Tensor:
-    """log |dy/dx| as a finite tensor; of a shape that fits, where `data_shape` is known.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    try:
-        checked = as_tensor(log_jacobian).to("cpu", torch.float64)
-    except (DataError, RuntimeError):
-        given = type(log_jacobian).__name__
-        raise UsageError(f"log_jacobian of type {given} given, expected a number, or a Tensor of data_shape") from None
-    if not bool(torch.isfinite(checked).all()):
-        raise UsageError("log_jacobian holds a non-finite number, expected log |dy/dx|, finite; was a scale 0?")
-    if data_shape is not None and checked.ndim and tuple(checked.shape) != data_shape:
-        given = f"log_jacobian of shape {tuple(checked.shape)} given"
-        raise UsageError(f"{given}, expected one number, or one per feature {data_shape}")
-    return checked
-
-
-def _log_jacobian_term(log_jacobian: Tensor, shape: torch.Size, observed: Tensor | None) -> Tensor:
-    """Σ over the (observed) features of log |dy/dx|, (B,)."""
-    check_log_jacobian(log_jacobian, tuple(shape[1:]))
-    per_feature = log_jacobian.expand(shape[1:])
-    if observed is None or not bool(per_feature.any()):
-        return per_feature.sum().expand(shape[0])
-    return torch.where(observed.cpu(), per_feature, 0.0).reshape(shape[0], -1).sum(1)
+        yield from data.split(num_rows) if data.ndim else [data]
+        return
+    if not isinstance(data, Iterable) or isinstance(data, str | bytes):
+        given = type(data).__name__
+        raise DataError(f"{given} given as data, expected an array (N, *data_shape) or batches of them")
+    yield from data
 
 
 def _require_shape(model: object, x: Tensor) -> None:
@@ -203,7 +147,7 @@ class Pass(ABC):
     are those of `evaluate`.
 
     Args:
-        seed: of `Batch.generator` and of the global generators.
+        seed: of `Batch.generator` and of the global generators; each shard of a source has a seed of its own.
 
     Attributes:
         num_points: data points so far.
@@ -226,7 +170,7 @@ class Pass(ABC):
         log_jacobian: Tensor | np.ndarray | float = 0.0,
         mode: str = "eval",
     ):
-        _check_options(mode, missing)
+        check_options(mode, missing)
         require_function("bind", bind)
         if not bind:
             _require_model(model)
@@ -234,20 +178,45 @@ class Pass(ABC):
         self._seed, self._bind = seed, bind
         self._missing: Any = missing
         self._log_jacobian = check_log_jacobian(log_jacobian)
-        self._weights = _check_weights(sample_weight)
+        self._weights = check_weights(sample_weight)
         self._device, self._dtype = placement(model)
-        self._draws = GlobalDraws(seed, self._device or torch.device("cpu"))
-        self._draws_of_data = GlobalDraws(generator_of(seed, "data").initial_seed(), torch.device("cpu"))
+        self.begin(0)
         self._is_running = False
-        self._generators: dict[torch.device, torch.Generator] = {}
-        self._seen, self.num_points = 0, 0
+        self._first, self._seen, self.num_points = 0, 0, 0
         self.any_observed = False
         self.mode: Any = mode
         self.data_shape: tuple[int, ...] = ()
 
+    def begin(self, shard: int) -> None:
+        """Draw from now on what belongs to one shard of a source, whoever has counted those before; not while running.
+
+        Draws of shard 0 are those of data without shards.
+        """
+        seed = generator_of(self._seed, "shard", shard).initial_seed() if shard else self._seed
+        self._draws = GlobalDraws(seed, self._device or torch.device("cpu"))
+        self._draws_of_data = GlobalDraws(generator_of(seed, "data").initial_seed(), torch.device("cpu"))
+        self._shard_seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
     @abstractmethod
     def measure(self, batch: Batch) -> None:
         """Do with a batch what the pass is for."""
+
+    def begin_at(self, row: int, weights: Tensor | None) -> None:
+        """Count data points from this row on, which have these weights (n,); None means 1."""
+        self._first = self._seen = row
+        self._weights = weights
+
+    def take_in(self, other: Any) -> None:
+        """Count what another pass has counted, of data points that come next."""
+        self._seen += other._seen - other._first
+        self.num_points += other.num_points
+        self.any_observed = self.any_observed or other.any_observed
+        self.data_shape = other.data_shape
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was counted goes to the process that takes it in, and nothing else.
+        return {name: value for name, value in self.__dict__.items() if name not in NOT_SENT}
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -296,7 +265,7 @@ class Pass(ABC):
         _require_shape(bound, x)
         x = x.detach().to(device=self._device, dtype=self._dtype if x.is_floating_point() else None)
         x, observed = _without_missing(x, self._missing, self._seen)
-        jacobian = _log_jacobian_term(self._log_jacobian, x.shape, observed)
+        jacobian = log_jacobian_term(self._log_jacobian, x.shape, observed)
         weights = self._weights_of(len(x), padding)
         self.any_observed = self.any_observed or _any_observed(observed, weights)
         own = bound is self._model or condition is not None
@@ -308,7 +277,7 @@ class Pass(ABC):
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+            self._generators[device] = torch.Generator(device).manual_seed(self._shard_seed)
         return self._generators[device]
 
     def _weights_of(self, num_rows: int, padding: int) -> Tensor | None:
@@ -317,12 +286,24 @@ class Pass(ABC):
             return None
         weights = torch.ones(num_rows, dtype=torch.float64, device="cpu")
         if self._weights is not None:
-            if len(self._weights) < self._seen + num_rows:
+            first = self._seen - self._first
+            if len(self._weights) < first + num_rows:
                 given = f"sample_weight holds {len(self._weights)} numbers"
                 raise UsageError(f"{given} for more data points; give one for each")
-            weights = self._weights[self._seen : self._seen + num_rows].clone()
+            weights = self._weights[first : first + num_rows].clone()
         weights[num_rows - padding :] = 0.0
         return weights
+
+    def weights_for(self, num_points: int) -> Tensor | None:
+        """Weights of all data points, (N,); None where all are 1.
+
+        Raises:
+            UsageError: there are more or fewer of them.
+        """
+        if self._weights is not None and len(self._weights) != num_points:
+            given = f"sample_weight holds {len(self._weights)} numbers"
+            raise UsageError(f"{given} for {num_points} data points; give one for each")
+        return self._weights
 
     def end(self) -> None:
         """Refuse a pass over nothing.
@@ -333,9 +314,7 @@ class Pass(ABC):
         """
         if not self.num_points:
             raise DataError("no data points given, expected at least one")
-        if self._weights is not None and len(self._weights) != self._seen:
-            given = f"sample_weight holds {len(self._weights)} numbers"
-            raise UsageError(f"{given} for {self._seen} data points; give one for each")
+        self.weights_for(self._seen)
         if not self.any_observed:
             raise DataError("every value is missing (NaN), expected at least one that is observed")
 
@@ -346,18 +325,46 @@ class Pass(ABC):
             DataError: no data, or data that are not finite numbers, or none of whose values is observed.
             UsageError: an argument has a wrong value.
         """
+        self.check(data, batch_size, on_batch)
+        keep_freed_memory()
+        rows = as_rows(data)
+        if isinstance(rows, Source):
+            self.shards(rows, range(len(rows.shard_sizes)), batch_size=batch_size, on_batch=on_batch)
+        else:
+            self._each(_batches(data if rows is None else rows, batch_size, self._device), on_batch)
+        self.end()
+
+    def check(self, data: Data, batch_size: int | None, on_batch: Callable[[int], None] | None) -> None:
+        """Refuse arguments of `through` before anything is read.
+
+        Raises:
+            DataError: a condition of another width than the model's.
+            UsageError: an argument has a wrong value.
+        """
         if batch_size is not None:
             require_count("batch_size", batch_size)
         require_function("on_batch", on_batch)
         if self._bind is None:
             require_conditions(self._model, data, "data")
-        keep_freed_memory()
+
+    def shards(
+        self, source: Source, numbers: range, *, batch_size: int | None, on_batch: Callable[[int], None] | None
+    ) -> None:
+        """Some shards of a source; in another pass over the others the draws are the same as in one over all."""
+        for number in numbers:
+            if source.shard_sizes[number]:
+                self.begin(number)
+                self._each(self._read(source, number, batch_size), on_batch)
+
+    def _read(self, source: Source, shard: int, batch_size: int | None) -> Iterator[Tensor]:
+        yield from _batches(source.read(shard), batch_size, self._device)
+
+    def _each(self, batches: Iterator[Any], on_batch: Callable[[int], None] | None) -> None:
         with self.running():
-            for given in self._drawn_apart(_batches(data, batch_size, self._device)):
+            for given in self._drawn_apart(batches):
                 num_rows = self.take(given)
                 if on_batch and num_rows:
                     on_batch(num_rows)
-        self.end()
 
     def _drawn_apart(self, batches: Iterator[Any]) -> Iterator[Any]:
         """The batches, whose own draws, such as a DataLoader's order, take none of the model's, such as dropout."""

@@ -16,7 +16,7 @@ from vaentropy.errors import UsageError, shown
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import GaussHermite
 from vaentropy.linear import LinearVAE
-from vaentropy.passes import Missing
+from vaentropy.options import Missing
 from vaentropy.vae import VAE
 
 __all__ = ["check_latents", "prune"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -64,13 +65,30 @@ class Sums:
         """Count the terms of a batch, its log-Jacobian among them, and those that are another times a number."""
         exact = None if terms["elbo"].noise is None else torch.zeros_like(batch.log_jacobian)
         named = {**terms, "log_jacobian": PointTerm(batch.log_jacobian, exact)}
-        self._parts.append(_moments(named, scaled, batch.weights))
-        if len(self._parts) == MERGED_AT_ONCE:
-            self._parts = [merge(self._parts)]
+        self._merge(_moments(named, scaled, batch.weights))
         self.latent_moments = _with_latents(self.latent_moments, terms, batch.weights)
         if self._kept is not None:
             end = len(batch.x) - batch.padding
             self._kept.append({name: t.value[:end].cpu() for name, t in named.items() if name not in FEATURE_TERMS})
+
+    def _merge(self, moments: dict[str, Moment]) -> None:
+        self._parts.append(moments)
+        if len(self._parts) == MERGED_AT_ONCE:
+            self._parts = [merge(self._parts)]
+
+    def take_in(self, other: "Sums") -> None:
+        """Count what others have counted, whose data points come next."""
+        self._merge(other.moments)
+        if other.latent_moments is not None:
+            known = self.latent_moments
+            self.latent_moments = other.latent_moments if known is None else known.merge(other.latent_moments)
+        if self._kept is not None and other._kept is not None:
+            self._kept += other._kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As one part: what is a view is sent with all that it is a view of.
+        kept = None if self._kept is None else [concatenate(self._kept)]
+        return {**self.__dict__, "_parts": [self.moments], "_kept": kept}
 
     @property
     def moments(self) -> dict[str, Moment]:

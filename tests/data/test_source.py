@@ -30,11 +30,12 @@ def test_parts_are_a_partition_and_read_together_the_same(rows, shard_size, frac
 def test_shards_of_two_parts_are_read_once():
     reads = []
 
-    def note(x, shard):
-        reads.append(shard)
-        return x
+    class Noting(Mapped):
+        def function(self, x, shard):
+            reads.append(shard)
+            return x
 
-    source = Mapped(numbered(20, 6), note)
+    source = Noting(numbered(20, 6))
     train, held_out = (Part(source, 0.3, seed=0, held_out=part) for part in (False, True))
     for x, y in shards_of_both(train, held_out):
         assert x is not None and y is not None
@@ -52,9 +53,14 @@ def test_a_fraction_is_rounded_over_all_shards():
     assert len(part) == 10 and max(part.shard_sizes) == 1
 
 
+class Doubled(Mapped):
+    def function(self, x, shard):
+        return (x * 2).double()
+
+
 def test_what_is_known_of_a_source_goes_with_it():
     source = numbered(20, 6)
-    doubled = Mapped(source, lambda x, shard: (x * 2).double(), torch.float64)
+    doubled = Doubled(source, torch.float64)
     part = Part(doubled, 0.1, seed=0, held_out=False)
     for derived in (doubled, part):
         assert derived.dtype == torch.float64 and derived.columns == ["a", "b"] and derived.name == "numbers"

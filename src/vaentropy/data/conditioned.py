@@ -2,20 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from vaentropy.data.given import as_rows
-from vaentropy.data.source import Rows, Source
+from vaentropy.data.source import Derived, Rows, Source, copies, rows_per_shard
 from vaentropy.errors import DataError, UsageError
 from vaentropy.rows import as_tensor, frame_columns, require_finite
 
 __all__ = ["Conditioned", "ConditionedRows", "as_condition", "given", "side_by_side"]
 
 
-class Conditioned(Source):
+class Conditioned(Derived):
     """Rows (N, D + k): D numbers of each data point, flattened, and behind them the k of its condition.
 
     Args:
@@ -24,8 +24,7 @@ class Conditioned(Source):
     """
 
     def __init__(self, source: Source, condition: Tensor):
-        self.source, self.condition = source, condition
-        self.name, self.shard_sizes, self.columns = source.name, source.shard_sizes, source.columns
+        super().__init__(source)
         self._features_shape, self.condition_width = source.data_shape, condition.shape[1]
         self.data_shape = (math.prod(source.data_shape) + self.condition_width,)
         self.dtype = _dtype(source.dtype)
@@ -38,6 +37,12 @@ class Conditioned(Source):
     def place(self, shard: int) -> tuple[str, int]:
         """Where the source's shard lies."""
         return self.source.place(shard)
+
+    def only(self, shards: range) -> Source:
+        """The same of the source's, and of the conditions."""
+        part = cast(Conditioned, super().only(shards))
+        part._parts = copies(self._parts, shards)
+        return part
 
 
 class ConditionedRows(Rows):
@@ -54,8 +59,18 @@ class ConditionedRows(Rows):
         self, rows: Tensor, features_shape: tuple[int, ...], name: str = "the data", columns: Sequence[str] = ()
     ):
         super().__init__(rows, name, columns=columns)
-        self.rows = rows
         self._features_shape, self.condition_width = features_shape, rows.shape[1] - math.prod(features_shape)
+
+    @property
+    def rows(self) -> Tensor:
+        """All of them."""
+        return self._shards[0]
+
+    def cut(self) -> Source:
+        """The same rows in several shards."""
+        cut = Rows(self.rows, self.name, rows_per_shard(self.data_shape), self.columns)
+        cut._features_shape, cut.condition_width = self.features_shape, self.condition_width
+        return cut
 
     def like(self, rows: Tensor) -> "ConditionedRows":
         """Others of the same kind."""

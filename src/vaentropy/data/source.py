@@ -1,8 +1,9 @@
 """`Source`: rows that are read piece by piece, from memory, files or a torch Dataset."""
 
+import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import torch
@@ -12,11 +13,13 @@ from vaentropy.errors import UsageError, shown
 from vaentropy.seeding import SEED_RANGE
 
 __all__ = [
+    "Derived",
     "Mapped",
     "Part",
     "Rows",
     "Source",
     "column_name",
+    "copies",
     "first_rows",
     "pieces",
     "resident",
@@ -37,6 +40,12 @@ def pieces(x: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Rows in pieces, each after the number of its first row: what is computed on the way then takes little memory."""
     step = rows_per_shard(x.shape[1:])
     return ((first, x[first : first + step]) for first in range(0, len(x), step))
+
+
+def copies(parts: Sequence[Tensor], shards: range) -> tuple[Tensor, ...]:
+    """Copies of what belongs to some shards, nothing for others: a view is sent with all that it is a view of."""
+    nothing = parts[0][:0].cpu().clone()
+    return tuple(x.cpu().clone() if number in shards else nothing for number, x in enumerate(parts))
 
 
 class Source(ABC):
@@ -84,6 +93,13 @@ class Source(ABC):
         """Where errors say that a shard lies: what it is part of, and the number of its first row there."""
         return self.name, sum(self.shard_sizes[:shard])
 
+    def only(self, shards: range) -> "Source":
+        """This source for another process, which reads these shards alone: other rows that are in memory stay here.
+
+        Numbers and sizes of all shards are as before.
+        """
+        return self
+
 
 class Rows(Source):
     """A tensor as a source.
@@ -104,21 +120,48 @@ class Rows(Source):
         """A view."""
         return self._shards[shard]
 
+    def only(self, shards: range) -> Source:
+        """Copies of these shards."""
+        part = copy.copy(self)
+        part._shards = copies(self._shards, shards)
+        return part
 
-class Mapped(Source):
+
+class Derived(Source):
+    """Base of those whose shards are made of another source's.
+
+    Args:
+        source: where the rows come from.
+    """
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.name, self.data_shape, self.shard_sizes = source.name, source.data_shape, source.shard_sizes
+        self.dtype, self.columns = source.dtype, source.columns
+        self.condition_width, self._features_shape = source.condition_width, source.features_shape
+
+    def only(self, shards: range) -> Source:
+        """The same of the source's."""
+        part = copy.copy(self)
+        part.source = self.source.only(shards)
+        return part
+
+
+class Mapped(Derived):
     """A source with a function applied to its shards.
 
     Args:
         source: where the rows come from.
-        function: (rows, number of the shard) to as many rows of the same shape; equal arguments give equal results.
         dtype: of what the function returns; None if it keeps that of the source.
     """
 
-    def __init__(self, source: Source, function: Callable[[Tensor, int], Tensor], dtype: torch.dtype | None = None):
-        self.source, self.function, self.dtype = source, function, dtype or source.dtype
-        self.name, self.data_shape, self.shard_sizes = source.name, source.data_shape, source.shard_sizes
-        self.columns = source.columns
-        self.condition_width, self._features_shape = source.condition_width, source.features_shape
+    def __init__(self, source: Source, dtype: torch.dtype | None = None):
+        super().__init__(source)
+        self.dtype = dtype or source.dtype
+
+    @abstractmethod
+    def function(self, x: Tensor, shard: int) -> Tensor:
+        """As many rows of the same shape of the rows of a shard; equal arguments give equal results."""
 
     def read(self, shard: int) -> Tensor:
         """The function of the source's rows."""
@@ -129,7 +172,7 @@ class Mapped(Source):
         return self.source.place(shard)
 
 
-class Part(Source):
+class Part(Derived):
     """The rows of a source to train on, or those held out: two disjoint parts, rows in their order.
 
     Which rows are held out depends on the sizes of the shards, the fraction and the seed only.
@@ -155,10 +198,8 @@ class Part(Source):
         if count >= total:
             given = f"{source.name}: held_out={fraction!r} of {total} rows"
             raise UsageError(f"{given} leaves none to train on; pass more rows, or 0")
-        self.source, self.seed, self.held_out = source, seed, held_out
-        self.name, self.data_shape = source.name, source.data_shape
-        self.dtype, self.columns = source.dtype, source.columns
-        self.condition_width, self._features_shape = source.condition_width, source.features_shape
+        super().__init__(source)
+        self.seed, self.held_out = seed, held_out
         # Rounded over all shards together: each on its own would hold out too many of short ones.
         ends = [round(count * end / total) for end in accumulate(source.shard_sizes)]
         self._counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]

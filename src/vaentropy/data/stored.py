@@ -34,21 +34,24 @@ def checked(source: Source, missing: Missing, *, whole: bool = False) -> Source:
     Reading raises:
         DataError: file, row and column are named.
     """
-    if not source.dtype.is_floating_point:
-        return source
+    return _Checked(source, missing, whole) if source.dtype.is_floating_point else source
 
-    def check(x: Tensor, shard: int) -> Tensor:
+
+class _Checked(Mapped):
+    def __init__(self, source: Source, missing: Missing, whole: bool):
+        super().__init__(source)
+        self._missing, self._whole = missing, whole
+
+    def function(self, x: Tensor, shard: int) -> Tensor:
         for first, rows in pieces(x):
-            bad = rows.isinf() if missing == "ignore" else ~rows.isfinite()
+            bad = rows.isinf() if self._missing == "ignore" else ~rows.isfinite()
             if bool(bad.any()):
-                raise _not_finite(source, shard, rows, bad, first)
-            if whole and bool((bad := (rows != rows.floor()) & ~rows.isnan()).any()):
-                where, value = _first(source, shard, rows, bad, first)
+                raise _not_finite(self.source, shard, rows, bad, first)
+            if self._whole and bool((bad := (rows != rows.floor()) & ~rows.isnan()).any()):
+                where, value = _first(self.source, shard, rows, bad, first)
                 how = "noise is added to counts and pixel values only; do without dequantise"
                 raise DataError(f"{where} is {value}, expected whole numbers: {how}")
         return x
-
-    return Mapped(source, check)
 
 
 def dequantised(source: Source, seed: int, part: int) -> Source:
@@ -62,12 +65,18 @@ def dequantised(source: Source, seed: int, part: int) -> Source:
     Source: Theis, van den Oord & Bethge, "A note on the evaluation of generative models", arXiv:1511.01844.
     """
 
-    def add_noise(x: Tensor, shard: int) -> Tensor:
-        generator = generator_of(seed, "dequantise", part, shard)
+    return _Dequantised(source, seed, part)
+
+
+class _Dequantised(Mapped):
+    def __init__(self, source: Source, seed: int, part: int):
+        super().__init__(source, torch.float64)
+        self._seed, self._part = seed, part
+
+    def function(self, x: Tensor, shard: int) -> Tensor:
+        generator = generator_of(self._seed, "dequantise", self._part, shard)
         noise = torch.rand(x.shape, generator=generator, dtype=torch.float64, device="cpu")
         return noise.add_(x)
-
-    return Mapped(source, add_noise, torch.float64)
 
 
 def scaled(source: Source, scaling: Scaling, dtype: torch.dtype) -> Source:
@@ -77,21 +86,27 @@ def scaled(source: Source, scaling: Scaling, dtype: torch.dtype) -> Source:
         DataError: a value is too large for the dtype; file, row and column are named.
     """
 
-    def scale(x: Tensor, shard: int) -> Tensor:
-        y = torch.empty(x.shape, dtype=dtype, device="cpu")
+    if scaling.trivial and source.dtype == dtype:
+        return source
+    return _Scaled(source, scaling, dtype)
+
+
+class _Scaled(Mapped):
+    def __init__(self, source: Source, scaling: Scaling, dtype: torch.dtype):
+        super().__init__(source, dtype)
+        self._scaling = scaling
+
+    def function(self, x: Tensor, shard: int) -> Tensor:
+        y = torch.empty(x.shape, dtype=self.dtype, device="cpu")
         for first, rows in pieces(x):
             result = y[first : first + len(rows)]
-            result.copy_(rows if scaling.trivial else scaling.apply(rows))
+            result.copy_(rows if self._scaling.trivial else self._scaling.apply(rows))
             if bool((bad := result.isinf()).any()):
-                where, value = _first(source, shard, rows, bad, first)
-                name = str(dtype).removeprefix("torch.")
+                where, value = _first(self.source, shard, rows, bad, first)
+                name = str(self.dtype).removeprefix("torch.")
                 how = "pass dtype=torch.float64 or another scale, or correct it"
                 raise DataError(f"{where} is inf in {name} ({value} as stored), expected a finite value; {how}")
         return y
-
-    if scaling.trivial and source.dtype == dtype:
-        return source
-    return Mapped(source, scale, dtype)
 
 
 def _first(source: Source, shard: int, x: Tensor, bad: Tensor, first_row: int) -> tuple[str, float]:

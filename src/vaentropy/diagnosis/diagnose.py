@@ -19,7 +19,7 @@ from vaentropy.errors import UsageError, shown
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import Mode
-from vaentropy.passes import Missing, check_log_jacobian
+from vaentropy.options import Missing, check_log_jacobian
 from vaentropy.progress import progress_bar
 
 __all__ = ["diagnose"]

@@ -25,7 +25,8 @@ from vaentropy.errors import UnsupportedError, UsageError, shown
 from vaentropy.expectation import MonteCarlo
 from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import Mode, in_mode
-from vaentropy.passes import Batch, Missing
+from vaentropy.options import Missing
+from vaentropy.passes import Batch
 from vaentropy.seeding import generator_of, seeded
 
 __all__ = ["GradientCheck", "MoveCheck", "StepCheck", "gradient_check", "trainable"]

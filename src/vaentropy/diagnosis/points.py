@@ -12,7 +12,8 @@ from vaentropy.data.given import Data
 from vaentropy.errors import UsageError
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import Mode
-from vaentropy.passes import Batch, Missing, each_batch
+from vaentropy.options import Missing
+from vaentropy.passes import Batch, each_batch
 
 __all__ = ["Reading", "require_rereadable", "spread"]
 

@@ -72,7 +72,9 @@ class Engine(ABC):
     workers: int
 
     @abstractmethod
-    def run(self, call: Call, tasks: Sequence[Any], *, report: Report = no_progress) -> Iterator[Done]:
+    def run(
+        self, call: Call, tasks: Sequence[Any], *, report: Report = no_progress, ahead: int | None = None
+    ) -> Iterator[Done]:
         """Do each task; each is answered once, as it ends, in whichever order.
 
         A task whose worker is lost is done again by another one, from its beginning: what it leaves behind, such as
@@ -84,6 +86,8 @@ class Engine(ABC):
             tasks: sent one by one, so small ones.
             report: called in this process with the note of a task and the units of work it has done since; units are
                 taken back where a task begins again.
+            ahead: no task is begun so many places behind the first that has not ended, so that no more answers than
+                these have to wait for it; None begins any.
 
         Yields:
             Done, in the order in which they end. One whose workers were lost too often has the failure `Lost`.
@@ -99,6 +103,8 @@ class Here(Engine):
 
     workers = 1
 
-    def run(self, call: Call, tasks: Sequence[Any], *, report: Report = no_progress) -> Iterator[Done]:
+    def run(
+        self, call: Call, tasks: Sequence[Any], *, report: Report = no_progress, ahead: int | None = None
+    ) -> Iterator[Done]:
         """Do each task in its order, see `Engine.run`."""
         return (answer_of(call, number, task, report) for number, task in enumerate(tasks))

@@ -49,9 +49,11 @@ class Processes(Engine):
         self.workers = available_cores() if workers is None else require_count("workers", workers)
         self.threads = require_count("threads", threads)
 
-    def run(self, call: Call, tasks: Sequence[Any], *, report: Report = no_progress) -> Iterator[Done]:
+    def run(
+        self, call: Call, tasks: Sequence[Any], *, report: Report = no_progress, ahead: int | None = None
+    ) -> Iterator[Done]:
         """Do the tasks, see `Engine.run`."""
-        return _Crew(self, _packed(call, "what is to be done"), list(tasks), report).work()
+        return _Crew(self, _packed(call, "what is to be done"), list(tasks), report, ahead).work()
 
 
 def _packed(thing: Any, what: str) -> bytes:
@@ -80,8 +82,9 @@ class _Worker:
 class _Crew:
     """Workers and their tasks, from beginning to end."""
 
-    def __init__(self, engine: Processes, call: bytes, tasks: list[Any], report: Report):
+    def __init__(self, engine: Processes, call: bytes, tasks: list[Any], report: Report, ahead: int | None):
         self._engine, self._call, self._tasks, self._report = engine, call, tasks, report
+        self._ahead = len(tasks) if ahead is None else ahead
         self._waiting = deque(range(len(tasks)))
         self._tries = [0] * len(tasks)
         self._workers: list[_Worker] = []
@@ -113,8 +116,11 @@ class _Crew:
         return _Worker(process, here)
 
     def _give(self, worker: _Worker) -> None:
-        """Its next task, if any is left."""
-        worker.task, worker.units = (self._waiting.popleft() if self._waiting else None), 0
+        """Its next task, if any is left and not too far ahead of others."""
+        worker.task, worker.units = None, 0
+        in_hand = [each.task for each in self._workers if each.task is not None]
+        if self._waiting and self._waiting[0] < min([*in_hand, self._waiting[0]]) + self._ahead:
+            worker.task = self._waiting.popleft()
         if worker.task is not None:
             self._tries[worker.task] += 1
             self._send(worker, _packed((worker.task, self._tasks[worker.task]), "a task"))
@@ -139,7 +145,10 @@ class _Crew:
             worker.ready = True
             return None
         if isinstance(message, Done):
-            self._give(worker)
+            worker.task = None
+            for idle in self._workers:
+                if idle.task is None:
+                    self._give(idle)
             return message
         if isinstance(message, BaseException):
             raise message

@@ -100,7 +100,9 @@ class Ray(Engine):
             with redirect_stdout(sys.stderr):  # what it has not said yet
                 ray.shutdown()
 
-    def run(self, call: Call, tasks: Sequence[Any], *, report: Report = no_progress) -> Iterator[Done]:
+    def run(
+        self, call: Call, tasks: Sequence[Any], *, report: Report = no_progress, ahead: int | None = None
+    ) -> Iterator[Done]:
         """Do the tasks, see `Engine.run`."""
         if not tasks:
             return
@@ -110,21 +112,21 @@ class Ray(Engine):
             running: dict[Any, int] = {}
             news = ray.remote(num_cpus=0)(_News).remote()
             try:
-                yield from self._each(call, tasks, running, news, report)
+                yield from self._each(call, tasks, running, news, report, ahead or len(tasks))
             finally:
                 for reference in running:
                     ray.cancel(reference, force=True)
                 ray.kill(news)
 
     def _each(
-        self, call: Call, tasks: Sequence[Any], running: dict[Any, int], news: Any, report: Report
+        self, call: Call, tasks: Sequence[Any], running: dict[Any, int], news: Any, report: Report, ahead: int
     ) -> Iterator[Done]:
         ray = _ray()
         start = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=TRIES - 1)(_answer)
         shared, progress = _put(call), _Progress(report)
         waiting = list(enumerate(tasks))[::-1]
         while waiting or running:
-            while waiting and len(running) < self.workers:
+            while waiting and len(running) < self.workers and _near(waiting[-1][0], running, ahead):
                 number, task = waiting.pop()
                 running[start.remote(shared, number, task, news, self.num_cpus)] = number
             ended, _ = ray.wait(list(running), timeout=SECONDS_BETWEEN_REPORTS)
@@ -136,6 +138,11 @@ class Ray(Engine):
                 if done.failure is not None:
                     progress.take_back(done.number)
                 yield done
+
+
+def _near(number: int, running: dict[Any, int], ahead: int) -> bool:
+    """Whether a task is near enough to the first that has not ended: one that is running, since they begin in order."""
+    return number < min([number, *running.values()]) + ahead
 
 
 class _OfThisThread:

@@ -27,7 +27,8 @@ from vaentropy.distributions import (
 from vaentropy.errors import DataError, ModelError, UnsupportedError, UsageError, shown
 from vaentropy.figures.pictures import require_names
 from vaentropy.model import LatentVariableModel
-from vaentropy.passes import Batch, Missing
+from vaentropy.options import Missing
+from vaentropy.passes import Batch
 from vaentropy.rows import frame_columns
 from vaentropy.seeding import generator_of
 

@@ -15,7 +15,7 @@ from vaentropy.errors import UsageError
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import placement
 from vaentropy.modes import in_mode
-from vaentropy.passes import check_log_jacobian
+from vaentropy.options import check_log_jacobian
 from vaentropy.processes import found
 from vaentropy.progress import progress_bar
 from vaentropy.seeding import seeded

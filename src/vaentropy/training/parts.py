@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -51,40 +52,53 @@ def evaluate_together(
     own = world.part(len(pieces))
     most = math.ceil(len(pieces) / world.size)
     keep_freed_memory()
-    with accumulator.running():
-        for _, start, end in pieces[: own.start]:
-            accumulator.skip(end - start, model.latent_shape)
-        batches = _read(data, pieces[own])
-        # As often in each process: in each round they tell each other how it goes.
-        for _ in range(most):
-            failure = None
-            try:
-                if (batch := next(batches, None)) is not None:
-                    accumulator.take(batch)
-            except VaentropyError as error:
-                failure = error
-            _agree(world, failure, interruption)
+    shard = pieces[own][0].shard if pieces[own] else 0
+    accumulator.begin(shard)
+    for piece in pieces[: own.start]:
+        if piece.shard == shard:
+            accumulator.skip(piece.end - piece.start, model.latent_shape)
+    batches = _read(data, pieces[own])
+    # As often in each process: in each round they tell each other how it goes.
+    for _ in range(most):
+        failure = None
+        try:
+            if (read := next(batches, None)) is not None:
+                if read[0] != shard:
+                    accumulator.begin(shard := read[0])
+                with accumulator.running():
+                    accumulator.take(read[1])
+        except VaentropyError as error:
+            failure = error
+        _agree(world, failure, interruption)
     if not world.any(accumulator.any_observed):
         raise DataError("every value is missing (NaN), expected at least one that is observed")
     return _merged(world, accumulator.part() if accumulator.num_points else None, expectation)
 
 
-def _pieces(data: Tensor | Source, device: torch.device | None) -> list[tuple[int, int, int]]:
-    """The batches of `evaluate`: shard, first row in it, row after the last."""
+class _Piece(NamedTuple):
+    """Rows of a batch."""
+
+    shard: int
+    start: int
+    end: int
+
+
+def _pieces(data: Tensor | Source, device: torch.device | None) -> list[_Piece]:
+    """The batches of `evaluate`."""
     shape, sizes = (data.shape[1:], [len(data)]) if isinstance(data, Tensor) else (data.data_shape, data.shard_sizes)
     step = rows_per_batch(shape, device)
     starts = [(shard, start, size) for shard, size in enumerate(sizes) for start in range(0, size, step)]
-    return [(shard, start, min(start + step, size)) for shard, start, size in starts]
+    return [_Piece(shard, start, min(start + step, size)) for shard, start, size in starts]
 
 
-def _read(data: Tensor | Source, pieces: list[tuple[int, int, int]]) -> Iterator[Tensor]:
+def _read(data: Tensor | Source, pieces: list[_Piece]) -> Iterator[tuple[int, Tensor]]:
     read, rows = -1, torch.empty(0)
     for shard, start, end in pieces:
         if isinstance(data, Tensor):
             rows = data
         elif shard != read:
             read, rows = shard, data.read(shard)
-        yield rows[start:end]
+        yield shard, rows[start:end]
 
 
 def _agree(world: World, failure: VaentropyError | None, interruption: Interruption) -> None:

@@ -20,7 +20,7 @@ from vaentropy.data.source import Source
 from vaentropy.errors import ModelError, UsageError, shown
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.likelihoods import Likelihood
-from vaentropy.passes import check_log_jacobian
+from vaentropy.options import check_log_jacobian
 from vaentropy.progress import Report, progress_bar
 from vaentropy.seeding import seeded
 from vaentropy.training.course import Course

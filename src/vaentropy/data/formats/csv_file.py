@@ -1,5 +1,6 @@
 """CSV files: plain ones are streamed by an index of byte offsets, compressed ones are read into memory."""
 
+import copy
 import csv
 import gzip
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from vaentropy.data.formats.reading import MAX_IN_MEMORY, one_line, reading, size_of
 from vaentropy.data.formats.tables import Names, choose
-from vaentropy.data.source import Source, rows_per_shard
+from vaentropy.data.source import Source, copies, rows_per_shard
 from vaentropy.errors import DataError, MissingExtraError
 
 __all__ = ["MISSING", "CsvFile", "csv_columns", "csv_texts"]
@@ -80,6 +81,12 @@ class CsvFile(Source):
             file.seek(piece.offset)
             text = file.read(piece.length)
         return self._parse(text, shard)
+
+    def only(self, shards: range) -> Source:
+        """Of a compressed file, these shards, parsed."""
+        part = copy.copy(self)
+        part._parsed = list(copies(self._parsed, shards)) if self._compressed else []
+        return part
 
     def _index(self, file: BufferedIOBase, start: int) -> None:
         rows, row_bytes = rows_per_shard((self._width,)), 8 * len(self._kept)

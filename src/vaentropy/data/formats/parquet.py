@@ -75,6 +75,10 @@ class ParquetFiles(Source):
             self._reader = reader if reader.rows_left else None
         return x
 
+    def __getstate__(self) -> dict[str, Any]:
+        # An open file stays in its process.
+        return {**self.__dict__, "_reader": None}
+
     def place(self, shard: int) -> tuple[str, int]:
         """The file and the number of the shard's first row there."""
         piece = self._pieces[shard]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from vaentropy.data.source import Source, rows_per_shard
+from vaentropy.data.source import Rows, Source, rows_per_shard
 from vaentropy.errors import DataError
 from vaentropy.rows import as_tensor
 
@@ -55,6 +55,14 @@ class TorchItems(Source):
                 raise DataError(f"{self.name}: {given}, {how}")
             x[row] = item.reshape(self.data_shape)
         return x
+
+    def only(self, shards: range) -> Source:
+        """These shards, read here: a dataset in memory would be sent as a whole, and others may not be sent at all."""
+        nothing = torch.empty(0, *self.data_shape, dtype=self.dtype)
+        part = Rows(nothing, self.name)
+        part._shards = tuple(self.read(n) if n in shards else nothing for n in range(len(self._starts)))
+        part.shard_sizes = self.shard_sizes
+        return part
 
     def _item(self, number: int) -> Tensor:
         item: Any = self.dataset[number]
