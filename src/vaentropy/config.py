@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from vaentropy.checks import require_count, require_path
 from vaentropy.errors import UsageError, nearest, shown
 
-__all__ = ["CHANGEABLE", "DTYPES", "FAMILIES", "NETWORKS", "RunConfig"]
+__all__ = ["CHANGEABLE", "DATA", "DTYPES", "FAMILIES", "NETWORKS", "RunConfig"]
 
 FAMILIES = ("vae0", "vae1", "vae2", "vae3")
 NETWORKS = ("mlp", "conv")
@@ -20,6 +20,24 @@ DTYPES = ("float32", "float64")
 PRECISIONS = ("full", "bf16")
 MAX_THREADS = 1024  # with many more the library that makes them ends the process
 COUNTS = ("threads", "latent_dim", "num_samples", "evaluation_samples", "checkpoint_every", "keep_checkpoints")
+# Settings that decide which numbers a run is trained and held out on.
+DATA = (
+    "data",
+    "data_folder",
+    "columns",
+    "exclude",
+    "condition",
+    "key",
+    "image_size",
+    "crop",
+    "held_out",
+    "scale",
+    "dequantise",
+    "missing",
+    "stream",
+    "seed",
+    "dtype",
+)
 # Settings that a run can go on with others of: all that do not say what the model is of, or what its data are.
 CHANGEABLE = (
     "model",

@@ -17,6 +17,7 @@ __all__ = [
     "UsageError",
     "VaentropyError",
     "nearest",
+    "out_of_memory",
     "printable",
     "shown",
 ]
@@ -43,6 +44,14 @@ def nearest(name: str, known: Collection[str]) -> str:
     """ "did you mean 'x'? " with the nearest of the known names, or nothing where none is near."""
     near = difflib.get_close_matches(str(name), known, n=1)
     return f"did you mean {near[0]!r}? " if near else ""
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """What to say of an error where memory was not enough, else None; torch has no class for a CPU without memory."""
+    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and "memory" in str(error)):
+        return None
+    how = "lower batch_size, num_samples, hidden or latent_dim, or read data in pieces with --stream"
+    return f"memory is not enough ({str(error).splitlines()[0] if str(error) else 'MemoryError'}); {how}"
 
 
 class VaentropyError(Exception):

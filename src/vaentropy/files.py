@@ -31,6 +31,7 @@ __all__ = [
     "write_text",
     "write_yaml",
     "written_aside",
+    "yaml_list",
 ]
 
 ASIDE = ".partial"
@@ -161,23 +162,36 @@ def read_yaml(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         DataError: it is not valid YAML, or holds something else than settings with names.
     """
-    yaml, text = _yaml(), read_text(path, at_most=MAX_YAML)
+    values = _values_of(read_text(path, at_most=MAX_YAML), path)
+    if not isinstance(values, dict):
+        raise DataError(f"{path} holds {type(values).__name__}, expected settings with names, such as epochs: 10")
+    return values
+
+
+def yaml_list(text: str, where: str) -> list[Any]:
+    """The values of YAML text with commas between them, such as "2, 5" or "[50, 50], [100]"; as safe as `read_yaml`.
+
+    Raises:
+        DataError: it is not valid YAML.
+    """
+    return _values_of(f"[{text}]", where)
+
+
+def _values_of(text: str, where: object) -> Any:
+    yaml = _yaml()
     try:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
-            raise DataError(f"{path} holds aliases (*name), expected settings without them; write the values out")
+            raise DataError(f"{where} holds aliases (*name), expected settings without them; write the values out")
         twice = _named_twice(yaml.compose(text, yaml.SafeLoader))
         if twice is not None:
-            raise DataError(f"{path} names {shown(twice)} twice, expected each setting once; leave one of them out")
-        values = yaml.safe_load(text)
+            raise DataError(f"{where} names {shown(twice)} twice, expected each setting once; leave one of them out")
+        return yaml.safe_load(text)
     except DataError:
         raise
     # A date that does not exist is a ValueError, brackets nested without end a RecursionError, an unhashable key or a
     # malformed number whatever its constructor raises.
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, LookupError, OverflowError) as error:
-        raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct it") from error
-    if not isinstance(values, dict):
-        raise DataError(f"{path} holds {type(values).__name__}, expected settings with names, such as epochs: 10")
-    return values
+        raise DataError(f"{where} is not valid YAML: {' '.join(str(error).split())}; correct it") from error
 
 
 def _named_twice(node: Any) -> Any:

@@ -139,7 +139,7 @@ def test_equal_models_get_equal_noise_in_whatever_order_their_latents_are():
 def test_shards_have_noise_of_their_own():
     # Equal rows: with equal noise the two halves would be the same numbers, and the Monte Carlo error unknown.
     twice = Rows(torch.cat([X[:50], X[:50]]), shard_size=50)
-    how = {"parts": Parts(X, None), "seeds": (0,), "largest": 3, "settings": {"missing": "error"}}
+    how = {"parts": Parts(X, None), "largest": 3, "settings": {"missing": "error"}}
     trainer = Trainer(make=lambda h: vae1(6, h), expectation=MonteCarlo(4), **how)
     evaluation, elbos = trainer._evaluate(random_vae(vae1), twice)
     assert float((elbos[:50] - elbos[50:]).abs().min()) > 0

@@ -22,9 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import click
     except ImportError:
         return _fail("click is not installed; run: pip install 'vaentropy[cli]'")
-    from vaentropy.cli import commands, studies  # noqa: F401  # they add their verbs to it
+    from vaentropy.cli import commands, studies, sweeps  # noqa: F401  # they add their verbs to it
     from vaentropy.cli.group import vaentropy
-    from vaentropy.errors import VaentropyError
+    from vaentropy.errors import VaentropyError, out_of_memory
 
     try:
         status = vaentropy.main(arguments, prog_name="vaentropy", standalone_mode=False)
@@ -46,16 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vaentropy: {cause if number else 'interrupted'}", file=sys.stderr)
         return SIGNALLED + number if number else INTERRUPTED
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        message = out_of_memory(error)
+        if message is None:
             raise
-        how = "lower batch_size, num_samples, hidden or latent_dim, or read data in pieces with --stream"
-        return _fail(f"memory is not enough ({str(error).splitlines()[0] if str(error) else 'MemoryError'}); {how}")
+        return _fail(message)
     return status if isinstance(status, int) else 0
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """torch has no class of its own for a CPU without memory."""
-    return isinstance(error, MemoryError) or "memory" in str(error)
 
 
 def _forget_output() -> None:

@@ -430,6 +430,7 @@ _MODELS = ("linear", *FAMILIES)
 @click.option("--num-seeds", type=int, show_default="2", help="Trainings of each, from --seed on; the best counts.")
 @click.option("--num-errors", type=float, default=2.0, show_default=True, help="Errors that make a difference count.")
 @click.option("--config", type=options.PATH, help="YAML file with settings; options on the command line override it.")
+@options.engines
 @options.as_json
 @options.settings_but(*_NOT_FOR_SELECT)
 def select(
@@ -439,6 +440,8 @@ def select(
     num_seeds: int | None,
     num_errors: float,
     config: str | None,
+    engine: str | None,
+    workers: int | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -451,7 +454,12 @@ def select(
 
     linear = model == "linear"
     chosen = options.settings_of(config, {"data": data, "model": None if linear else model, **given})
-    selection = select_by_settings(chosen, latent_dims, linear=linear, num_seeds=num_seeds, num_errors=num_errors)
+    if linear and engine is None and workers is None:
+        place = None
+    else:
+        place = options.engine_of(engine, workers, device=chosen.device, threads=chosen.threads)
+    how = {"num_seeds": num_seeds, "num_errors": num_errors, "engine": place}
+    selection = select_by_settings(chosen, latent_dims, linear=linear, **how)
     click.echo(to_json(selection.to_dict()) if as_json else selection)
 
 

@@ -135,13 +135,14 @@ def engines_if_asked(command: Callable[..., Any]) -> Callable[..., Any]:
     return engines(command, " Without --engine and --workers: here. Several take longer than one for few rows.")
 
 
-def engine_of(engine: str | None, workers: int | None, *, device: str | None = None) -> Any:
+def engine_of(engine: str | None, workers: int | None, *, device: str | None = None, threads: int | None = None) -> Any:
     """The engine that the options of `engines` mean.
 
     Args:
         engine: "processes", "ray", or the address of a Ray cluster; None is "processes".
         workers: tasks at a time, or None.
         device: of the tasks, "auto" where None; each takes a GPU if there is one and the device does not say otherwise.
+        threads: of the CPU for each; None is one.
 
     Raises:
         UsageError: an unknown engine, or a number below 1.
@@ -149,13 +150,15 @@ def engine_of(engine: str | None, workers: int | None, *, device: str | None = N
     """
     import torch
 
-    from vaentropy.engines import Here, Processes, Ray
+    from vaentropy.engines import Here, Processes, Ray, available_cores
     from vaentropy.errors import UsageError, nearest, shown
 
+    each = threads or 1
     kind = (device or "auto").split(":")[0]
     gpus = torch.cuda.device_count() if kind in ("auto", "cuda") else 0
     if engine is None or engine == "processes":
-        chosen = Processes(workers if workers is not None else gpus or None)
+        most = max(1, available_cores() // each)
+        chosen = Processes(workers if workers is not None else gpus or most, threads=each)
         return Here() if chosen.workers == 1 else chosen
     if engine != "ray" and engine not in ADDRESSES and ":" not in engine:
         known = (*ENGINES, *ADDRESSES)
@@ -164,7 +167,8 @@ def engine_of(engine: str | None, workers: int | None, *, device: str | None = N
             "cluster, such as auto or head:6379"
         )
     # The machines of a cluster may have GPUs that this one has not.
-    return Ray(None if engine == "ray" else engine, workers=workers, num_gpus=int(gpus > 0 or kind == "cuda"))
+    per_task = {"num_cpus": each, "num_gpus": int(gpus > 0 or kind == "cuda")}
+    return Ray(None if engine == "ray" else engine, workers=workers, **per_task)
 
 
 COLLAPSE = "When a latent has collapsed: relative (to the largest KL), paper, or with less KL than so many nats."

@@ -3,6 +3,7 @@
 from vaentropy.config import RunConfig as RunConfig
 from vaentropy.runs.diagnose import diagnose_run as diagnose_run
 from vaentropy.runs.folder import RunFolder as RunFolder
+from vaentropy.runs.outcomes import Sweep as Sweep
 from vaentropy.runs.remedies import calibrate_run as calibrate_run
 from vaentropy.runs.remedies import prune_run as prune_run
 from vaentropy.runs.report import report_run as report_run
@@ -10,6 +11,7 @@ from vaentropy.runs.rows import encode_run as encode_run
 from vaentropy.runs.rows import reconstruct_run as reconstruct_run
 from vaentropy.runs.rows import sample_run as sample_run
 from vaentropy.runs.select import select as select
+from vaentropy.runs.sweep import sweep as sweep
 from vaentropy.runs.train import Run as Run
 from vaentropy.runs.train import continue_run as continue_run
 from vaentropy.runs.train import resume as resume

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from vaentropy._typing import Tensor
-from vaentropy.config import DTYPES, RunConfig
+from vaentropy.config import DATA, DTYPES, RunConfig
 from vaentropy.data import Coding, Dataset, Source, names
 from vaentropy.data import load as load_data
 from vaentropy.data.catalogue import WITH_HELD_OUT
@@ -29,6 +30,7 @@ __all__ = [
     "build_model",
     "draw_model",
     "fingerprints",
+    "keeping_data",
     "load_other",
     "load_own",
     "moved",
@@ -105,6 +107,19 @@ def _memory() -> int:
         return sys.maxsize
 
 
+_KEPT: ContextVar[dict[Any, Dataset] | None] = ContextVar("_KEPT", default=None)
+
+
+@contextmanager
+def keeping_data(last: dict[Any, Dataset]) -> Iterator[None]:
+    """For a while `load_own` leaves in `last` what it has loaded, and takes it from there if the same is asked for."""
+    token = _KEPT.set(last)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+
+
 def load_own(config: RunConfig, *, folder: str | None = None) -> Dataset:
     """The run's data set, split by its seed.
 
@@ -112,6 +127,17 @@ def load_own(config: RunConfig, *, folder: str | None = None) -> Dataset:
         config: of the run.
         folder: where its files are, if not where the run found them.
     """
+    last = _KEPT.get()
+    if last is None:
+        return _load_own(config, folder)
+    key = folder, *(getattr(config, name) for name in DATA)
+    if key not in last:
+        last.clear()
+        last[key] = _load_own(config, folder)
+    return last[key]
+
+
+def _load_own(config: RunConfig, folder: str | None) -> Dataset:
     options = {"columns": config.columns or None, "exclude": config.exclude, "condition": config.condition or None}
     images = {"key": config.key, "image_size": config.image_size, "crop": config.crop}
     return _load(config, moved(config.data, folder), folder, config.held_out, config.scale, **options, **images)

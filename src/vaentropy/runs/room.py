@@ -11,7 +11,7 @@ from vaentropy.errors import UsageError
 from vaentropy.files import ASIDE
 from vaentropy.runs.folder import INITIAL, LOCK, RunFolder
 
-__all__ = ["drop_replaced", "filled", "mend", "require_free", "require_room_beside"]
+__all__ = ["drop_replaced", "filled", "make_folder", "mend", "remove", "require_free", "require_room_beside"]
 
 RUNS = Path("runs")
 CONFIG = "config.yaml"
@@ -97,6 +97,22 @@ def require_room_beside(run: RunFolder, out: str | Path | None, *, overwrite: bo
     require_free(RunFolder(out), overwrite=overwrite)
 
 
+def remove(folder: RunFolder) -> None:
+    """Remove the run that a folder holds, if any, and the folder where nothing else is in it.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    if not folder.path.is_dir():
+        return
+    with folder.locked():
+        _unlink(folder)
+        drop_replaced(folder)
+    with suppress(OSError):
+        (folder.path / LOCK).unlink(missing_ok=True)
+        folder.path.rmdir()
+
+
 def drop_replaced(folder: RunFolder) -> None:
     """Remove the run that was replaced, if any."""
     aside = folder.file(REPLACED)
@@ -120,24 +136,30 @@ def _named(out: str | Path, *, overwrite: bool) -> tuple[RunFolder, bool]:
     folder = RunFolder(require_path("out", out))
     require_free(folder, overwrite=overwrite)
     made = not folder.path.exists()
-    _make(folder.path, exist_ok=True)
+    make_folder(folder.path, exist_ok=True)
     return folder, made
 
 
 def _new(name: str) -> tuple[RunFolder, bool]:
-    _make(RUNS, exist_ok=True)
+    make_folder(RUNS, exist_ok=True)
     number = 1
     while True:
         path = RUNS / (name if number == 1 else f"{name}-{number}")
         try:
-            _make(path, exist_ok=False)
+            make_folder(path, exist_ok=False)
         except FileExistsError:
             number += 1
         else:
             return RunFolder(path), True
 
 
-def _make(path: Path, *, exist_ok: bool) -> None:
+def make_folder(path: Path, *, exist_ok: bool) -> None:
+    """Make a folder.
+
+    Raises:
+        FileExistsError: it is there, and may not be.
+        UsageError: it cannot be made.
+    """
     try:
         path.mkdir(parents=True, exist_ok=exist_ok)
     except FileExistsError as error:
@@ -167,12 +189,16 @@ def _set_aside(folder: RunFolder) -> None:
 def _take_back(folder: RunFolder) -> None:
     """Remove a new run that came to nothing, and put back the one that was set aside, if any."""
     with suppress(OSError):
-        # config.yaml first: without it this is no run that could be resumed, and the one set aside is not dropped.
-        for name in reversed(folder.own()):
-            path = folder.file(name)
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+        _unlink(folder)
         if folder.file(REPLACED).is_dir():
             _put_back(folder)
+
+
+def _unlink(folder: RunFolder) -> None:
+    # config.yaml first: without it this is no run that could be resumed, and the one set aside is not dropped.
+    for name in reversed(folder.own()):
+        path = folder.file(name)
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def _put_back(folder: RunFolder) -> None:

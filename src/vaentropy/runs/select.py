@@ -1,14 +1,17 @@
 """How many latents the data of given settings support."""
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from vaentropy.checks import require_instance
 from vaentropy.config import RunConfig
+from vaentropy.data import Coding
+from vaentropy.engines import Engine, Ray
 from vaentropy.runs.build import build_model, draw_model, load_own, num_threads, torch_device
 from vaentropy.selection import Selection
 from vaentropy.selection import select as select_latents
 from vaentropy.selection.select import check_candidates
+from vaentropy.vae import VAE
 
 __all__ = ["select"]
 
@@ -20,13 +23,14 @@ def select(
     linear: bool = False,
     num_seeds: int | None = None,
     num_errors: float = 2.0,
+    engine: Engine | None = None,
     progress: bool | None = None,
 ) -> Selection:
     """Load data as `train` does, train a candidate for each number of latents, and compare them; no folder is left.
 
     Args:
         config: what to train, but for its `latent_dim`; the data's held-out part decides.
-        latent_dims, num_seeds, num_errors, progress: as for `vaentropy.select`.
+        latent_dims, num_seeds, num_errors, engine, progress: as for `vaentropy.select`.
         linear: take the linear VAE in closed form in place of the settings' model.
 
     Raises:
@@ -34,14 +38,12 @@ def select(
     """
     require_instance("config", config, RunConfig, "a RunConfig")
     latent_dims = check_candidates(latent_dims, least=0 if linear else 1)
-    device = torch_device(config.device)
+    if engine is None or not isinstance(engine, Ray):  # whose machines may have other devices
+        torch_device(config.device)
     data = load_own(config)
     if linear:
-        options = {"num_seeds": num_seeds, "num_errors": num_errors}
+        options = {"num_seeds": num_seeds, "num_errors": num_errors, "engine": engine}
         return select_latents(data, latent_dims, model="linear", seed=config.seed, **options)
-
-    def make(latent_dim: int):
-        return draw_model(replace(config, latent_dim=latent_dim), data.data_shape, data.coding).to(device)
 
     settings = config.settings()
     # Those of the run alone; `select` refuses the others that it does not take.
@@ -52,7 +54,8 @@ def select(
         selection = select_latents(
             data,
             latent_dims,
-            model=make,
+            model=_Drawn(config, data.data_shape, data.coding),
+            engine=engine,
             num_seeds=num_seeds,
             seed=config.seed,
             num_errors=num_errors,
@@ -60,3 +63,16 @@ def select(
             **settings,
         )
     return replace(selection, model=config.model)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Makes models of the settings for a number of latents; can be sent to another process."""
+
+    config: RunConfig
+    data_shape: tuple[int, ...]
+    coding: Coding | None
+
+    def __call__(self, latent_dim: int) -> VAE:
+        model = draw_model(replace(self.config, latent_dim=latent_dim), self.data_shape, self.coding)
+        return model.to(torch_device(self.config.device))

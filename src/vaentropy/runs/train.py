@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import vaentropy
-from vaentropy.checks import require_instance, require_path
+from vaentropy.checks import require_function, require_instance, require_path
 from vaentropy.config import CHANGEABLE, RunConfig
 from vaentropy.data import Dataset
 from vaentropy.errors import DataError, TrainingError, UsageError, nearest, shown
@@ -40,6 +40,7 @@ from vaentropy.runs.remarks import remarks_on
 from vaentropy.runs.room import drop_replaced, filled, mend, require_room_beside
 from vaentropy.runs.use import load, put_weights
 from vaentropy.training import Checkpoints, History, Interrupted, fit
+from vaentropy.training.history import Row
 from vaentropy.vae import VAE
 
 __all__ = ["Run", "continue_run", "resume", "train"]
@@ -80,6 +81,7 @@ def train(
     overwrite: bool = False,
     log: Sequence[str] = (),
     progress: bool | None = None,
+    on_epoch: Callable[[Row], None] | None = None,
 ) -> Run:
     """Load data, build the model, train it, and leave a run folder.
 
@@ -93,6 +95,7 @@ def train(
         log: live, to any of "console", "tensorboard", "wandb" and "mlflow": a table on stderr, and files in the folder
             logs/ of the run.
         progress: a bar on stderr; None shows it on a terminal.
+        on_epoch: called with each row of the history as it is made.
 
     Raises:
         VaentropyError: a setting, the data or the folder cannot be used; nothing that existed has been changed.
@@ -104,17 +107,23 @@ def train(
     if out is not None:
         require_path("out", out)
     require_logs(log)
+    require_function("on_epoch", on_epoch)
     config = with_absolute_paths(config)
     prepared, name = _prepare(config), f"{Path(config.data).stem}-{config.model}"
     with _held(lambda: filled(out, name, overwrite=overwrite)) as folder:
         if found().first:
             # First of all: with it the folder is a run, from which training can be resumed.
             folder.write_config(config)
-        return _train(folder, config, prepared, resume=False, log=log, progress=progress)
+        return _train(folder, config, prepared, resume=False, log=log, progress=progress, on_epoch=on_epoch)
 
 
 def resume(
-    run: str | Path, *, data_folder: str | None = None, log: Sequence[str] = (), progress: bool | None = None
+    run: str | Path,
+    *,
+    data_folder: str | None = None,
+    log: Sequence[str] = (),
+    progress: bool | None = None,
+    on_epoch: Callable[[Row], None] | None = None,
 ) -> Run:
     """Go on with an interrupted run from its newest checkpoint, to the same end as if it had not been interrupted.
 
@@ -125,12 +134,14 @@ def resume(
         data_folder: where the files of a named data set are, if no longer where the run found them.
         log: as for `train`; logs in the folder go on where training does.
         progress: a bar on stderr; None shows it on a terminal.
+        on_epoch: called with each new row of the history as it is made.
 
     Raises:
         VaentropyError: the folder is no run, is in use, or its data have changed.
         TrainingError, Interrupted: as `train`.
     """
     require_logs(log)
+    require_function("on_epoch", on_epoch)
     folder, world = RunFolder(run), found()
 
     def checked() -> Packet:
@@ -146,7 +157,7 @@ def resume(
         prepared = _prepare(config, data_folder)
         prepared = prepared._replace(continued_from=world.from_first(checked).values)
         world.spread(*prepared.model.state_dict().values())
-        return _train(folder, config, prepared, resume=True, log=log, progress=progress)
+        return _train(folder, config, prepared, resume=True, log=log, progress=progress, on_epoch=on_epoch)
 
 
 @contextmanager
@@ -308,6 +319,7 @@ def _train(
     resume: bool,
     log: Sequence[str],
     progress: bool | None,
+    on_epoch: Callable[[Row], None] | None = None,
 ) -> Run:
     start, first = time.perf_counter(), found().first
     data, model = prepared.data, prepared.model
@@ -323,7 +335,7 @@ def _train(
                 checkpoints=Checkpoints(folder.path, every=config.checkpoint_every, keep=config.keep_checkpoints),
                 resume=resume,
                 progress=progress,
-                on_epoch=live,
+                on_epoch=_both(live, on_epoch),
                 **config.settings(),
             )
             live.summary(history)
@@ -340,6 +352,15 @@ def _train(
         _end(folder, prepared, history)
     seconds = max(time.perf_counter() - start, float(history.rows[-1]["seconds"]))
     return Run(folder.path, config, model, data, history, seconds, remarks_on(config, model, data, history))
+
+
+def _both(first: Callable[[Row], None], second: Callable[[Row], None] | None) -> Callable[[Row], None]:
+    def call(row: Row) -> None:
+        first(row)
+        if second:
+            second(row)
+
+    return call
 
 
 def _begin(folder: RunFolder, prepared: _Prepared, *, resume: bool) -> None:

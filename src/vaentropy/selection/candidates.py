@@ -9,6 +9,7 @@ import torch
 from vaentropy._typing import Float, Tensor
 from vaentropy.data.source import Source, pieces
 from vaentropy.diagnosis.latents import num_active
+from vaentropy.engines import Lost
 from vaentropy.errors import TrainingError
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation
@@ -16,6 +17,7 @@ from vaentropy.likelihoods import GaussianHead
 from vaentropy.linear import LinearVAE
 from vaentropy.model import LatentVariableModel
 from vaentropy.moments import DataMoments
+from vaentropy.progress import Report
 from vaentropy.results import Evaluation
 from vaentropy.seeding import seeded
 from vaentropy.selection.aligned import Aligned
@@ -24,7 +26,16 @@ from vaentropy.training.floor import explain_floor
 from vaentropy.training.history import Row
 from vaentropy.vae import VAE
 
-__all__ = ["Fitted", "Parts", "Trainer", "data_moments", "fit_linear", "num_linear_parameters", "num_parameters"]
+__all__ = [
+    "Fitted",
+    "Measured",
+    "Parts",
+    "Trainer",
+    "data_moments",
+    "fit_linear",
+    "num_linear_parameters",
+    "num_parameters",
+]
 
 CPU = torch.device("cpu")
 
@@ -145,45 +156,56 @@ def fit_linear(latent_dim: int, moments: DataMoments, parts: Parts) -> Fitted:
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """Trains and measures candidates, each from the same seeds.
+    """Trains and measures candidates, each from the same seeds: what an engine does with latent_dim and seed.
 
     Attributes:
         make: an untrained VAE for a latent_dim, its weights drawn from the global generator.
         parts: training and held-out data.
-        seeds: of weights, order of batches and noise.
         largest: latent_dim.
         expectation: of evaluations.
         settings: of `fit`.
-        on_epoch: called after each epoch with latent_dim and seed.
     """
 
     make: Callable[[int], VAE]
     parts: Parts
-    seeds: Sequence[int]
     largest: int
     expectation: Expectation
     settings: Mapping[str, Any]
-    on_epoch: Callable[[int, int], None] | None = None
 
-    def fit(self, latent_dim: int) -> Fitted:
-        """Train from every seed, measure all, and keep the best.
+    def __call__(self, task: tuple[int, int], report: Report) -> "Measured":
+        """Train from one seed and measure.
+
+        Raises:
+            TrainingError: training diverged.
+        """
+        latent_dim, seed = task
+        with seeded(seed, CPU):
+            model = self.make(latent_dim)
+
+        def show(row: Row) -> None:
+            report(f"latent_dim {latent_dim}, seed {seed}")
+
+        how = {"evaluation_expectation": self.expectation, "seed": seed, "progress": False, "on_epoch": show}
+        return self._measured(model, fit(model, self.parts.train, **how, **self.settings), seed)
+
+    def best(self, latent_dim: int, trained: Sequence["Measured"], errors: Mapping[int, TrainingError]) -> Fitted:
+        """Keep the best of a candidate's trainings.
+
+        Args:
+            latent_dim: of the candidate.
+            trained: its trainings, in any order.
+            errors: of the seeds that diverged.
 
         Raises:
             TrainingError: every seed diverged.
         """
-        measured, errors = [], []
-        for seed in self.seeds:
-            with seeded(seed, CPU):
-                model = self.make(latent_dim)
-            try:
-                measured.append(self._measured(model, self._train(model, latent_dim, seed), seed))
-            except TrainingError as error:
-                errors.append((seed, error))
-        if not measured:
-            raise errors[0][1]
-        measured.sort(key=lambda each: -each.train.elbo)
+        if not trained:
+            raise errors[min(errors)]
+        measured = sorted(trained, key=lambda each: (-each.train.elbo, each.seed))
         best, e = measured[0], measured[0].train
-        remarks = [f"seed {seed} diverged" for seed, _ in errors]
+        remarks = [
+            f"seed {seed} {'was lost' if isinstance(errors[seed], Lost) else 'diverged'}" for seed in sorted(errors)
+        ]
         if floor := explain_floor(best.model, best.at_floor, self.parts.train):
             remarks.append(floor)
         assert e.kl_per_latent is not None
@@ -203,20 +225,12 @@ class Trainer:
             remarks=tuple(remarks),
         )
 
-    def _train(self, model: VAE, latent_dim: int, seed: int) -> History:
-        def show(row: Row) -> None:
-            if self.on_epoch:
-                self.on_epoch(latent_dim, seed)
-
-        how = {"evaluation_expectation": self.expectation, "seed": seed, "progress": False, "on_epoch": show}
-        return fit(model, self.parts.train, **how, **self.settings)
-
-    def _measured(self, model: VAE, history: History, seed: int) -> "_Measured":
+    def _measured(self, model: VAE, history: History, seed: int) -> "Measured":
         assert history.train is not None and history.train.kl_per_latent is not None
         aligned = Aligned(model.eval(), history.train.kl_per_latent, self.largest)
         train, train_elbo = self._evaluate(aligned, self.parts.train)
         held_out = None if self.parts.held_out is None else self._evaluate(aligned, self.parts.held_out)[1]
-        return _Measured(model, seed, float(history.rows[-1].get("at_floor", 0.0)), train, train_elbo, held_out)
+        return Measured(model, seed, float(history.rows[-1].get("at_floor", 0.0)), train, train_elbo, held_out)
 
     def _evaluate(self, model: LatentVariableModel, rows: Tensor | Source) -> tuple[Evaluation, Tensor]:
         """The evaluation, and the ELBO of each point, (N,)."""
@@ -232,7 +246,8 @@ class Trainer:
         return Evaluation.merge(evaluations), torch.cat(elbos)
 
 
-class _Measured(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Measured:
     """One training and what came of it; fraction of the variances at their floor, ELBO of each point."""
 
     model: VAE
@@ -241,6 +256,10 @@ class _Measured(NamedTuple):
     train: Evaluation
     train_elbo: Tensor
     held_out_elbo: Tensor | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which may have no GPU."""
+        return {**vars(self), "model": self.model.cpu()}
 
 
 def _residuals(model: VAE, e: Evaluation) -> tuple[tuple[float, float], ...]:

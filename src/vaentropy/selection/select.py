@@ -1,7 +1,8 @@
 """`select`: how many latents the data support."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from contextlib import closing
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import torch
@@ -12,13 +13,15 @@ from vaentropy.data.conditioned import ConditionedRows
 from vaentropy.data.dataset import Dataset, split
 from vaentropy.data.given import Data, as_rows
 from vaentropy.data.source import Part, Source
-from vaentropy.errors import DataError, TrainingError, UsageError, VaentropyError, nearest, shown
+from vaentropy.engines import Engine, Here, require_engine
+from vaentropy.errors import DataError, TrainingError, UsageError, nearest, shown
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.families import FAMILIES
+from vaentropy.processes import found
 from vaentropy.progress import progress_bar
 from vaentropy.rows import as_tensor, require_finite
 from vaentropy.seeding import seeded
-from vaentropy.selection.candidates import CPU, Fitted, Parts, Trainer, data_moments, fit_linear
+from vaentropy.selection.candidates import CPU, Fitted, Measured, Parts, Trainer, data_moments, fit_linear
 from vaentropy.selection.report import Selection
 from vaentropy.selection.summary import summarise
 from vaentropy.training.settings import Settings
@@ -49,6 +52,7 @@ def select(
     seed: int = 0,
     num_errors: float = 2.0,
     evaluation_expectation: Expectation = MonteCarlo(16),
+    engine: Engine | None = None,
     progress: bool | None = None,
     **fit_options: Any,
 ) -> Selection:
@@ -76,6 +80,9 @@ def select(
         seed: of the split and the first training; the others follow it.
         num_errors: standard errors that a difference has to have to count.
         evaluation_expectation: how evaluations average over the posterior.
+        engine: where candidates are trained, such as `vaentropy.engines.Processes(4)`; None trains them here, one after
+            the other. In other processes a function `model` has to be one of a module, and models come back on the CPU. Trainings on as many threads of such a machine
+            give the same numbers to the bit; with another number of threads sums are rounded differently.
         progress: a bar on stderr; None shows it on a terminal.
         **fit_options: as for `fit`, such as `epochs`; `missing` is also that of evaluations.
 
@@ -87,12 +94,13 @@ def select(
         DataError: data of a wrong shape, or not finite.
         TrainingError: every training of every candidate diverged.
     """
+    require_engine(engine)
     linear = isinstance(model, str) and model == LINEAR
     candidates = check_candidates(latent_dims, least=0 if linear else 1)
     require_seed(seed)
     require_number("num_errors", num_errors)
     if linear:
-        _refuse({"num_seeds": num_seeds, **fit_options})
+        _refuse({"num_seeds": num_seeds, "engine": engine, **fit_options})
     settings = _settings(fit_options, evaluation_expectation, candidates[-1])
     seeds = range(seed, seed + require_count("num_seeds", NUM_SEEDS if num_seeds is None else num_seeds))
     require_seed(seeds[-1])
@@ -102,21 +110,16 @@ def select(
             'model="linear" given for data with a condition, which it takes none of, expected vae0 to vae3'
         )
     if linear:
-        moments = data_moments(parts.train)
-        fitted, failures = _each(candidates, lambda latent_dim: fit_linear(latent_dim, moments, parts), UsageError)
+        fitted, failures = _in_closed_form(parts, candidates)
     else:
-        make = _checked(model, candidates, parts.train, seed)
-        with progress_bar(len(candidates) * len(seeds) * settings["epochs"], "epochs", show=progress) as report:
-            trainer = Trainer(
-                make=make,
-                parts=parts,
-                seeds=seeds,
-                largest=candidates[-1],
-                expectation=evaluation_expectation,
-                settings=settings,
-                on_epoch=lambda latent_dim, seed: report(f"latent_dim {latent_dim}, seed {seed}"),
-            )
-            fitted, failures = _each(candidates, trainer.fit, TrainingError)
+        trainer = Trainer(
+            make=_checked(model, candidates, parts.train, seed),
+            parts=parts,
+            largest=candidates[-1],
+            expectation=evaluation_expectation,
+            settings=settings,
+        )
+        fitted, failures = _trained(trainer, candidates, seeds, engine or Here(), progress)
     name = model if isinstance(model, str) else "your model"
     return summarise(fitted, failures, parts, model=name, data=_description(data), num_errors=num_errors)
 
@@ -234,8 +237,7 @@ def _checked(model: Any, candidates: Sequence[int], rows: Tensor | Source, seed:
         if model not in FAMILIES:
             known = (LINEAR, *FAMILIES)
             raise UsageError(f"model={shown(model)} given, {nearest(model, known)}expected one of {', '.join(known)}")
-        family = FAMILIES[model]
-        return lambda latent_dim: family(data_shape, latent_dim, condition=width or None)
+        return _OfFamily(model, data_shape, width or None)
     if not callable(model) or isinstance(model, torch.nn.Module):
         given = f"model of type {type(model).__name__} given"
         raise UsageError(f"{given}, expected a name, or a function from latent_dim to a new VAE: lambda h: vae1(64, h)")
@@ -254,16 +256,61 @@ def _checked(model: Any, candidates: Sequence[int], rows: Tensor | Source, seed:
     return cast(Make, model)
 
 
-def _each(
-    candidates: Sequence[int], fit_one: Callable[[int], Fitted], impossible: type[VaentropyError]
+@dataclass(frozen=True)
+class _OfFamily:
+    """Makes models by the name of their family; can be sent to another process."""
+
+    name: str
+    data_shape: tuple[int, ...]
+    condition: int | None
+
+    def __call__(self, latent_dim: int) -> VAE:
+        return FAMILIES[self.name](self.data_shape, latent_dim, condition=self.condition)
+
+
+def _trained(
+    trainer: Trainer, candidates: Sequence[int], seeds: Sequence[int], engine: Engine, progress: bool | None
 ) -> tuple[list[Fitted], dict[int, str]]:
+    """Each candidate from every seed, wherever the engine has it done."""
+    if not isinstance(engine, Here) and not found().alone:
+        raise UsageError("engine given in a group of torch.distributed, expected one of the two; leave engine out")
+    tasks = [(latent_dim, seed) for latent_dim in candidates for seed in seeds]
+    trained: dict[int, list[Measured]] = {latent_dim: [] for latent_dim in candidates}
+    errors: dict[int, dict[int, TrainingError]] = {latent_dim: {} for latent_dim in candidates}
+    best: dict[int, Fitted] = {}
+    total = len(tasks) * trainer.settings["epochs"]
+    with (
+        progress_bar(total, "epochs", show=progress) as report,
+        closing(engine.run(trainer, tasks, report=report)) as answers,  # type: ignore[type-var]
+    ):
+        for number, measured, failure in answers:
+            latent_dim, seed = tasks[number]
+            if failure is None:
+                trained[latent_dim].append(measured)
+            elif isinstance(failure, TrainingError):
+                errors[latent_dim][seed] = failure
+            else:
+                raise failure
+            if trained[latent_dim] and len(trained[latent_dim]) + len(errors[latent_dim]) == len(seeds):
+                # At once, so that the memory of the others is free again.
+                best[latent_dim] = trainer.best(latent_dim, trained[latent_dim], errors[latent_dim])
+                trained[latent_dim] = []
+    first = {latent_dim: errors[latent_dim][seeds[0]] for latent_dim in candidates if latent_dim not in best}
+    if not best:
+        raise first[candidates[-1]]
+    # What an error advises is meant for one model alone.
+    failures = {latent_dim: str(error).split(";")[0] for latent_dim, error in first.items()}
+    return [best[latent_dim] for latent_dim in candidates if latent_dim in best], failures
+
+
+def _in_closed_form(parts: Parts, candidates: Sequence[int]) -> tuple[list[Fitted], dict[int, str]]:
     """Those that can be fitted, and why the others cannot; the error of the last one where none can."""
+    moments = data_moments(parts.train)
     fitted, failures = [], {}
     for latent_dim in candidates:
         try:
-            fitted.append(fit_one(latent_dim))
-        except impossible as error:
-            # What it advises is meant for one model alone.
+            fitted.append(fit_linear(latent_dim, moments, parts))
+        except UsageError as error:
             failures[latent_dim] = str(error).split(";")[0]
             if len(failures) == len(candidates):
                 raise

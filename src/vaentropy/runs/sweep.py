@@ -1,0 +1,297 @@
+"""Train every combination of some settings, each as a run of its own, wherever an engine has it done."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vaentropy.checks import require_function, require_instance, require_path
+from vaentropy.config import DATA, RunConfig
+from vaentropy.data import Dataset
+from vaentropy.engines import Engine, Here, Ray, require_engine
+from vaentropy.errors import DataError, TrainingError, UsageError, VaentropyError, out_of_memory, shown
+from vaentropy.files import ASIDE, read_text, to_json, write_text
+from vaentropy.processes import found
+from vaentropy.progress import Report, progress_bar
+from vaentropy.runs.build import build_model, keeping_data, load_own, torch_device, with_absolute_paths
+from vaentropy.runs.combinations import SEED, Combination, combinations
+from vaentropy.runs.folder import LOCK, RunFolder
+from vaentropy.runs.outcomes import BEGUN, FAILED, FINISHED, NEW, Sweep, row_of, state_of, write_csv
+from vaentropy.runs.room import make_folder, remove
+from vaentropy.runs.train import resume, train
+from vaentropy.training import Interrupted
+from vaentropy.training.history import Row
+
+__all__ = ["sweep"]
+
+SWEEPS = Path("sweeps")
+REQUEST, TABLE = "sweep.json", "sweep.csv"
+SCHEMA_VERSION = 1
+# What another machine has written may be seen a little later.
+SECONDS_TO_APPEAR = 10.0
+MODEL = ("model", "network", "hidden", "latent_dim")
+
+
+def sweep(
+    config: RunConfig,
+    vary: Mapping[str, Sequence[Any]],
+    *,
+    num_seeds: int = 1,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    engine: Engine | None = None,
+    progress: bool | None = None,
+    on_run: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Sweep:
+    """Train every combination of settings from every seed, each as `train` would, into a run folder of its own.
+
+    The folder has a table of all, sweep.csv, written anew after each run from the folders of the runs. The same call
+    again keeps runs that are finished, goes on with those that were interrupted or killed, and tries those again that
+    failed. A run that fails does not stop the others.
+
+    Args:
+        config: what all runs have in common. Its seed is the first; each seed is also that of the split where a
+            fraction of the data is held out.
+        vary: values by the names of settings, such as `{"latent_dim": [2, 5], "hidden": [[50], [50, 50]]}`; empty for
+            replicates alone.
+        num_seeds: runs of each combination, from seeds that follow each other.
+        out: folder of the sweep, new, empty or that of the same sweep; by default one under sweeps/, named after data
+            and model. On a cluster all machines have to see the same folder.
+        overwrite: replace the sweep that `out` holds.
+        engine: where runs are trained, such as `vaentropy.engines.Processes(4)`; None trains them here, one after the
+            other. Runs end with the same numbers wherever they are trained on as many threads of such a machine.
+        progress: a bar of all epochs on stderr; None shows it on a terminal.
+        on_run: called with a run's row of the table as it ends.
+
+    Raises:
+        UsageError: an argument has a wrong value, a combination cannot be, or the folder holds something else.
+        DataError: the data cannot be used, or files in the folder are damaged.
+        Interrupted: by Ctrl-C or SIGTERM, after runs under way have written checkpoints; the same call goes on.
+    """
+    require_instance("config", config, RunConfig, "a RunConfig")
+    require_engine(engine)
+    require_function("on_run", on_run)
+    if not found().alone:
+        raise UsageError("sweep called by processes that train together, expected one; start it without torchrun")
+    runs = combinations(config, vary, num_seeds)
+    plan = _Plan(_folder(config, out), runs, _request(config, vary, runs, num_seeds))
+    engine = engine or Here()
+    kept: dict[Any, Dataset] = {}
+    _check_data([run for run, state in plan.states(overwrite).items() if state != FINISHED], engine, kept)
+    make_folder(plan.folder, exist_ok=True)
+    with RunFolder(plan.folder).locked():
+        # Once more: another sweep may have ended here since.
+        states = plan.states(overwrite)
+        plan.begin(overwrite)
+        todo = [run for run, state in states.items() if state != FINISHED]
+        call = _Training(plan.folder.absolute(), kept if isinstance(engine, Here) else {})
+        del kept  # workers load theirs
+        total = sum(run.config.epochs for run in todo)
+        with (
+            _interruptible(plan, overwrite),
+            progress_bar(total, "epochs", show=progress) as report,
+            closing(engine.run(call, todo, report=report)) as answers,  # type: ignore[type-var]
+        ):
+            for number, _, failure in answers:
+                row = plan.end(todo[number], failure)
+                if on_run:
+                    on_run(row)
+    before = tuple(run.name for run, state in states.items() if state == FINISHED)
+    return Sweep(plan.folder, tuple(vary), tuple(plan.rows.values()), before)
+
+
+def _folder(config: RunConfig, out: str | Path | None) -> Path:
+    return SWEEPS / f"{Path(config.data).stem}-{config.model}" if out is None else require_path("out", out)
+
+
+def _request(config: RunConfig, vary: Mapping[str, Any], runs: Sequence[Combination], num_seeds: int) -> dict[str, Any]:
+    """What was asked for, as it is stored: plain values."""
+    common = with_absolute_paths(config).to_dict()
+    values = {name: list(dict.fromkeys(run.varied[name] for run in runs)) for name in vary}
+    stored = {"config": {name: value for name, value in common.items() if name not in vary}, "vary": values}
+    return json.loads(to_json({**stored, "num_seeds": num_seeds}))
+
+
+def _check_data(todo: Sequence[Combination], engine: Engine, kept: dict[Any, Dataset]) -> None:
+    """Refuse, before anything is trained, data that cannot be used and models that do not fit them."""
+    if not todo:
+        return
+    if not isinstance(engine, Ray):  # whose machines may have other devices
+        for device in dict.fromkeys(run.config.device for run in todo):
+            torch_device(device)
+    with keeping_data(kept):
+        data = load_own(todo[0].config)
+
+    def chosen(config: RunConfig, names: Sequence[str]) -> list[Any]:
+        return [getattr(config, name) for name in names if name != SEED]
+
+    alike = [run for run in todo if chosen(run.config, DATA) == chosen(todo[0].config, DATA)]
+    for run in {tuple(chosen(run.config, MODEL)): run for run in alike}.values():
+        try:
+            build_model(run.config, data.data_shape, data.coding)
+        except UsageError as error:
+            raise UsageError(f"{run.name}: {error}") from error
+
+
+@dataclass
+class _Plan:
+    """The runs of a sweep, and its files."""
+
+    folder: Path
+    runs: Sequence[Combination]
+    request: Mapping[str, Any]
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def states(self, overwrite: bool) -> dict[Combination, str]:
+        """How far each run has come; all are new where a sweep is to be replaced.
+
+        Raises:
+            UsageError: the folder holds something else.
+            DataError: files in it are damaged.
+        """
+        stored = self._stored()
+        if stored is None or overwrite:
+            return dict.fromkeys(self.runs, NEW)
+        how = "name another folder with --out, or replace it with --overwrite"
+        for there, asked in ((stored, self.request), (stored["config"], self.request["config"])):
+            for name, value in asked.items():
+                if name != "config" and there.get(name) != value:
+                    raise UsageError(
+                        f"{self.folder} holds a sweep with {name}={shown(there.get(name))}, not {shown(value)}; {how}"
+                    )
+        return {run: state_of(self.folder, run) for run in self.runs}
+
+    def _stored(self) -> dict[str, Any] | None:
+        """What was asked for before; None in a folder that is new or empty."""
+        if not self.folder.exists():
+            return None
+        if not self.folder.is_dir():
+            raise UsageError(f"{self.folder} exists and is not a folder; name another one with --out")
+        path = self.folder / REQUEST
+        if not path.exists():
+            if any(each.name != LOCK and not each.name.endswith(ASIDE) for each in self.folder.iterdir()):
+                raise UsageError(f"{self.folder} exists and is not an empty folder; name another one with --out")
+            return None
+        try:
+            stored = json.loads(read_text(path))
+            kinds = {"schema_version": int, "config": dict, "vary": dict, "num_seeds": int}
+            if not all(isinstance(stored[name], kind) for name, kind in kinds.items()):
+                raise ValueError("its values are of other kinds")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if isinstance(error, VaentropyError):
+                raise
+            reason = " ".join(str(error).split())
+            raise DataError(f"{path} does not say what sweep this is ({reason}); put it back, or remove it") from error
+        if stored["schema_version"] > SCHEMA_VERSION:
+            raise DataError(f"{path} was made by a newer vaentropy; update it with: pip install --upgrade vaentropy")
+        return stored
+
+    def begin(self, overwrite: bool) -> None:
+        """Write what is asked for and the table; what is replaced is gone before."""
+        stored = self._stored()
+        if stored is not None and overwrite:
+            config = RunConfig.from_dict(stored["config"], str(self.folder / REQUEST))
+            for run in combinations(config, stored["vary"], stored["num_seeds"]):
+                remove(RunFolder(self.folder / run.name))
+        request = {"schema_version": SCHEMA_VERSION, **self.request}
+        write_text(self.folder / REQUEST, to_json(request, indent=1) + "\n")
+        self.read()
+
+    def read(self) -> None:
+        """Make the table anew."""
+        self.rows = {run.name: row_of(self.folder, run, self.failures.get(run.name, "")) for run in self.runs}
+        write_csv(self.folder / TABLE, list(self.rows.values()))
+
+    def end(self, run: Combination, failure: Exception | None) -> Mapping[str, Any]:
+        """Put a run that has ended into the table; its row."""
+        reason = "" if failure is None else str(failure)
+        if not reason and not self._appears(run):
+            reason = (
+                f"{self.folder / run.name} is not here after its training; the folder has to be one that all machines "
+                "share: name such a one with --out"
+            )
+        if reason:  # of a run that came to nothing there is no folder that says so
+            self.failures[run.name] = reason
+        self.rows[run.name] = row_of(self.folder, run, reason)
+        write_csv(self.folder / TABLE, list(self.rows.values()))
+        return self.rows[run.name]
+
+    def _appears(self, run: Combination) -> bool:
+        end = time.monotonic() + SECONDS_TO_APPEAR
+        while True:
+            os.listdir(self.folder)  # which makes a network's file system look again
+            if (there := state_of(self.folder, run) == FINISHED) or time.monotonic() > end:
+                return there
+            time.sleep(SECONDS_TO_APPEAR / 10)
+
+
+@contextmanager
+def _interruptible(plan: _Plan, overwrite: bool) -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM end the work that is under way, and say how to go on."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number, "interrupted")
+
+    # A handler that somebody else has put there stays.
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt as interrupted:
+        plan.read()
+        finished = sum(row["status"] == FINISHED for row in plan.rows.values())
+        how = f"{finished} of {len(plan.rows)} runs are finished in {plan.folder}; go on with the same command"
+        number = getattr(interrupted, "signal", signal.SIGINT)
+        raise Interrupted(number, f"interrupted, {how}{', without --overwrite' if overwrite else ''}") from None
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What an engine does with each run: train it from the beginning, go on with it, or leave it as it is.
+
+    Attributes:
+        folder: of the sweep.
+        kept: the data that were loaded last; most runs that follow each other have the same.
+    """
+
+    folder: Path
+    kept: dict[Any, Dataset] = field(default_factory=dict)
+
+    def __call__(self, run: Combination, report: Report) -> None:
+        place, state = self.folder / run.name, state_of(self.folder, run)
+        done, epochs = 0, run.config.epochs
+
+        def advance(epoch: int) -> None:
+            nonlocal done
+            report(run.name, epoch - done)
+            done = epoch
+
+        def on_epoch(row: Row) -> None:
+            advance(int(row["epoch"]))
+
+        options: dict[str, Any] = {"progress": False, "on_epoch": on_epoch}
+        advance(len(RunFolder(place).history()) if state == BEGUN else 0)
+        try:
+            with keeping_data(self.kept):
+                if state == BEGUN:
+                    resume(place, **options)
+                elif state != FINISHED:
+                    train(run.config, out=place, overwrite=state == FAILED, **options)
+        except (MemoryError, RuntimeError) as error:
+            message = out_of_memory(error)
+            if isinstance(error, VaentropyError) or message is None:
+                raise
+            raise TrainingError(message) from error
+        advance(epochs)
