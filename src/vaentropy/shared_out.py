@@ -56,7 +56,7 @@ def stretches(source: Source, least: int) -> list[Stretch]:
     parts, begun, first_row, rows = [], 0, 0, 0
     for shard, size in enumerate(source.shard_sizes):
         rows += size
-        if rows >= least or (rows and shard == len(source.shard_sizes) - 1):
+        if rows >= max(1, least) or (rows and shard == len(source.shard_sizes) - 1):
             parts.append(Stretch(source, range(begun, shard + 1), first_row, rows))
             begun, first_row, rows = shard + 1, first_row + rows, 0
     return parts

@@ -78,7 +78,8 @@ class Sums:
 
     def take_in(self, other: "Sums") -> None:
         """Count what others have counted, whose data points come next."""
-        self._merge(other.moments)
+        if other._parts:
+            self._merge(other.moments)
         if other.latent_moments is not None:
             known = self.latent_moments
             self.latent_moments = other.latent_moments if known is None else known.merge(other.latent_moments)
@@ -87,8 +88,8 @@ class Sums:
 
     def __getstate__(self) -> dict[str, Any]:
         # As one part: what is a view is sent with all that it is a view of.
-        kept = None if self._kept is None else [concatenate(self._kept)]
-        return {**self.__dict__, "_parts": [self.moments], "_kept": kept}
+        kept = [concatenate(self._kept)] if self._kept else self._kept
+        return {**self.__dict__, "_parts": [self.moments] if self._parts else [], "_kept": kept}
 
     @property
     def moments(self) -> dict[str, Moment]:
