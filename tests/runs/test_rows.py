@@ -1,0 +1,172 @@
+"""Rows that a run makes: in the order of the data, whole or not at all, whoever makes them and is killed meanwhile."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet
+
+from vaentropy.cli import main
+from vaentropy.data import load as load_data
+from vaentropy.engines import Processes, Ray
+from vaentropy.errors import DataError, UsageError
+from vaentropy.files import ASIDE
+from vaentropy.runs import (
+    RunConfig,
+    RunFolder,
+    encode_run,
+    evaluate_run,
+    load,
+    log_likelihood_run,
+    reconstruct_run,
+    rows,
+    train,
+)
+from vaentropy.runs.output import GROUP_VALUES, Parts, parquet_file
+
+from ..pages import ROOT
+from ..workers import FatalParts, Sent
+
+X = np.random.default_rng(0).normal(3.0, 2.0, size=(230, 4)).astype(np.float32)
+
+
+def table(folder, x=X):
+    path = folder / "x.parquet"
+    parquet.write_table(pa.table({name: x[:, i] for i, name in enumerate("abcd")}), path, row_group_size=30)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    settings = RunConfig(
+        data=str(table(folder)), held_out=0.2, scale="standard", latent_dim=2, hidden=(4,), epochs=1, stream=True
+    )
+    return train(settings, out=folder / "run").folder
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Results and parts of a few rows."""
+    monkeypatch.setattr(rows, "VALUES_PER_RESULT", 100)
+    monkeypatch.setattr(rows, "VALUES_PER_PART", 200)
+
+
+def latents(run):
+    """By another route: all rows at once, scaled by hand."""
+    model = load(run)
+    return model, model.encode(RunFolder(run).scaling().apply(torch.from_numpy(X)).float())
+
+
+def read(folder):
+    paths = sorted(folder.iterdir())
+    tables = [parquet.read_table(path) for path in paths]
+    return paths, torch.from_numpy(np.concatenate([np.stack([c.to_numpy() for c in t.columns], 1) for t in tables]))
+
+
+@pytest.mark.parametrize("name", ["z.npy", "z.csv", "z.parquet"])
+def test_a_file_holds_the_rows_in_order_whoever_makes_them(run, small, tmp_path, name):
+    paths = [tmp_path / f"{who}-{name}" for who in ("here", "sent")]
+    for path, engine in zip(paths, (None, Sent()), strict=True):
+        seen = []
+        assert encode_run(run, path, variance=True, engine=engine, on_batch=seen.append) == len(X)
+        assert sum(seen) == len(X) * (1 if engine is None else 2)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    if name == "z.npy":
+        torch.testing.assert_close(torch.from_numpy(np.load(paths[0]))[:, :2], latents(run)[1])
+
+
+@pytest.mark.parametrize("engine", [None, Sent()])
+def test_a_folder_holds_the_rows_in_the_order_of_its_files(run, small, tmp_path, engine):
+    model, z = latents(run)
+    assert encode_run(run, f"{tmp_path}/z/", engine=engine) == len(X)
+    paths, found = read(tmp_path / "z")
+    assert [path.name for path in paths] == [f"part-{number:05d}.parquet" for number in range(len(paths))]
+    assert len(paths) == 4 and not (tmp_path / f"z{ASIDE}").exists()
+    torch.testing.assert_close(found, z)
+    assert reconstruct_run(run, f"{tmp_path}/x/", engine=engine) == len(X)
+    # As data of the command once more, in the same order.
+    again = load_data(tmp_path / "x", held_out=0.0)
+    scaling = RunFolder(run).scaling()
+    stored = scaling.shift + scaling.scale * model.likelihood(z).mean.detach()
+    torch.testing.assert_close(again.train, stored.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_evaluations_of_a_run_are_those_of_one_process(run):
+    for found, expected in (
+        (evaluate_run(run, engine=Sent()), evaluate_run(run)),
+        (log_likelihood_run(run, num_samples=3, engine=Sent()), log_likelihood_run(run, num_samples=3)),
+    ):
+        assert found.keys() == expected.keys() == {"train", "held_out"}
+        for name, part in expected.items():
+            assert found[name].elbo == pytest.approx(part.elbo, rel=1e-12) and found[name].num_points == part.num_points
+
+
+def test_what_a_folder_may_replace(run, tmp_path):
+    out = tmp_path / "z"
+    out.mkdir()
+    encode_run(run, out)  # an empty one that exists
+    first = read(out)[1]
+    with pytest.raises(UsageError, match=r"holds part-00000.parquet; name another folder with --out, or replace"):
+        encode_run(run, out)
+    encode_run(run, out, variance=True, overwrite=True)
+    assert read(out)[1][:, :2].equal(first)
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"holds mine.txt, expected part-00000.parquet and its like alone"):
+        encode_run(run, out, overwrite=True)
+    with pytest.raises(UsageError, match="there is no folder"):
+        encode_run(run, f"{tmp_path}/a/b/")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="a file of that name"):
+        encode_run(run, f"{tmp_path}/file/")
+    (tmp_path / f"left{ASIDE}").mkdir()
+    with pytest.raises(UsageError, match="an interrupted command may have left; remove it"):
+        encode_run(run, f"{tmp_path}/left/")
+    assert (out / "mine.txt").read_text() == "mine"
+
+
+def test_what_has_come_into_a_folder_meanwhile_stays(tmp_path):
+    parts = Parts(tmp_path / "z", (1,), None)
+    with pytest.raises(OSError), parts.opened():
+        (tmp_path / "z").mkdir()
+        (tmp_path / "z" / "mine.txt").write_text("mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["z"] and (tmp_path / "z" / "mine.txt").exists()
+
+
+def test_nothing_is_left_of_a_folder_that_fails(run, small, tmp_path):
+    spoiled = X.copy()
+    spoiled[137, 1] = np.inf
+    data = str(table(tmp_path, spoiled))
+    for out in (f"{tmp_path}/z/", tmp_path / "z.npy"):
+        with pytest.raises(DataError, match=r"row 137 .* is inf"):
+            encode_run(run, out, data=data)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.parquet"]
+
+
+def test_row_groups_are_long(tmp_path):
+    with parquet_file(tmp_path / "z.parquet", ["a", "b"]) as write:
+        for _ in range(300):
+            write(torch.zeros(2**12, 2))
+    groups = parquet.ParquetFile(tmp_path / "z.parquet").metadata
+    assert groups.num_rows == 300 * 2**12 and groups.num_row_groups == 300 * 2**13 // GROUP_VALUES + 1
+
+
+def test_the_command_makes_folders(run, tmp_path, capsys):
+    assert main(["encode", str(run), "--out", f"{tmp_path}/z/", "--workers", "1"]) == 0
+    assert "230 rows in" in capsys.readouterr().err and read(tmp_path / "z")[1].shape == (230, 2)
+    assert main(["evaluate", str(run), "--engine", "procesess"]) == 2
+    assert "did you mean 'processes'?" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [Processes(2), Ray(workers=2)])
+def test_no_row_is_lost_or_doubled_when_workers_are_killed(run, small, tmp_path, monkeypatch, engine):
+    monkeypatch.syspath_prepend(ROOT)
+    encode_run(run, f"{tmp_path}/quiet/")
+    monkeypatch.setattr(rows, "Parts", FatalParts)
+    seen = []
+    encode_run(run, f"{tmp_path}/killed/", engine=engine, on_batch=seen.append)
+    assert {path.name for path in tmp_path.iterdir()} == {"quiet", "killed", "midst", "whole"}
+    assert sum(seen) == len(X)
+    for one, other in zip(*(sorted((tmp_path / name).iterdir()) for name in ("quiet", "killed")), strict=True):
+        assert one.name == other.name and one.read_bytes() == other.read_bytes()
