@@ -15,6 +15,7 @@ NAMES = (
     "step",
     "replicates",
     "processes",
+    "scoring",
     "ideas",
     "compiling",
     "gpu",

@@ -46,6 +46,7 @@ def load(
     crop: int | None = None,
     key: str | None = None,
     condition: Sequence[str] | str | Coding | None = None,
+    check: bool = True,
 ) -> Dataset:
     """Load a data set: by name, from files, or from memory.
 
@@ -84,6 +85,8 @@ def load(
             that has labels. Texts, and up to 20 different whole numbers, become one-hot vectors; other columns are
             standardised by the training part. Both parts then carry their condition, as from `given`. A `Coding`
             codes as for other data (`Dataset.coding`).
+        check: False leaves out the pass over data that are read in pieces which finds at once what cannot be used;
+            whoever reads a piece finds it then.
 
     Raises:
         UsageError: an unknown name, no folder, or an argument with a wrong value.
@@ -121,7 +124,7 @@ def load(
     train, chosen = divide(ready)
     values = (len(train) + len(chosen)) * math.prod(train.data_shape)
     if stream or (stream is None and values * dtype.itemsize > RESIDENT_BYTES):
-        for source in ready if not seen else []:
+        for source in ready if check and not seen else []:
             for _ in source:  # reading checks
                 pass
         parts = train, chosen

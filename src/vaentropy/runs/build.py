@@ -176,7 +176,8 @@ def load_other(
         options = {"key": config.key}
     elif path.is_dir() and data not in names():
         options = {"image_size": config.image_size, "crop": config.crop}
-    return _load(config, data, folder, 0.0, scaling, condition=coding, **options)
+    # Not read beforehand: what is done with them may be shared out, and finds what is wrong as well.
+    return _load(config, data, folder, 0.0, scaling, condition=coding, check=False, **options)
 
 
 def all_rows(
