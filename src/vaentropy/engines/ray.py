@@ -97,7 +97,8 @@ class Ray(Engine):
         try:
             yield
         finally:
-            ray.shutdown()
+            with redirect_stdout(sys.stderr):  # what it has not said yet
+                ray.shutdown()
 
     def run(self, call: Call, tasks: Sequence[Any], *, report: Report = no_progress) -> Iterator[Done]:
         """Do the tasks, see `Engine.run`."""
