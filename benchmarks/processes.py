@@ -99,7 +99,7 @@ def _data(num_points: int) -> torch.Tensor:
 @contextmanager
 def workers(number: int) -> Iterator[list[Connection]]:
     """Processes of one group, each of which measures what its connection is sent."""
-    context, address = mp.get_context("spawn"), f"tcp://127.0.0.1:{_free_port()}"
+    context, address = mp.get_context("spawn"), f"tcp://127.0.0.1:{free_port()}"
     pipes = [context.Pipe() for _ in range(number)]
     started = [
         context.Process(target=_work, args=(theirs, address, rank, number), daemon=True)
@@ -132,7 +132,8 @@ def _work(connection: Connection, address: str, rank: int, size: int) -> None:
     dist.destroy_process_group()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
