@@ -16,6 +16,7 @@ NAMES = (
     "replicates",
     "processes",
     "scoring",
+    "scale",
     "ideas",
     "compiling",
     "gpu",
