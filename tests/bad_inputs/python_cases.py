@@ -7,6 +7,7 @@ import torch
 
 import vaentropy as ve
 from vaentropy import adapters, loggers
+from vaentropy.engines import Here, Processes
 from vaentropy.evaluation import Accumulator
 
 from .case import Case, calling, numbers, text
@@ -238,6 +239,11 @@ EVALUATIONS = [
     evaluating("expectation", "expectation='other'", "MonteCarlo", expectation="other"),
     evaluating("batch-size", "batch_size='other'", batch_size="other"),
     evaluating("mode", "mode='other'", mode="other"),
+    evaluating("engine", "engine='other'", "Processes(4)", engine=OTHER),
+    evaluating("engine-batches", "list given", "leave the engine out", data=[X], engine=Here()),
+    evaluating("engine-weights", "19 numbers", "20 data points", sample_weight=torch.ones(19), engine=Here()),
+    evaluating("engine-nan", "row 4", "column 2", data=with_nan(), engine=Here()),
+    evaluating("engine-bind", "cannot be sent", "one worker", bind=lambda x: (model(), x), engine=Processes(2)),
     evaluating("bind", "bind='other'", bind="other"),
     evaluating("bind-returns-x", "bind returned Tensor", "(model, x)", bind=lambda x: x),
     evaluating("bind-returns-labels", "bind returned (VAE, list)", "(model, x)", bind=lambda x: (model(), [x])),
@@ -426,6 +432,7 @@ BOUNDS = [
     bounding("all-missing", "every value is missing", data=X * torch.nan, missing="ignore"),
     bounding("batch-size", "batch_size=0", batch_size=0),
     bounding("mode", "mode='other'", mode=OTHER),
+    bounding("engine", "engine='other'", "Processes(4)", engine=OTHER),
     bounding("missing", "missing='drop'", missing="drop"),
     bounding("bind", "bind='other'", bind=OTHER),
     bounding("on-batch", "on_batch='other'", on_batch=OTHER),

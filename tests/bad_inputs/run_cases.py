@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import yaml
 
-from .case import Case, array, command, cut, numbers, several, text
+from .case import Case, array, command, cut, numbers, parquet, several, text, with_value
 from .data_cases import malicious_pickle
 
 __all__ = ["RUNS"]
@@ -519,6 +519,20 @@ OUTPUTS = [
     command("out-no-folder", "encode run --out there/z.npy", run, "there/z.npy", "no folder there"),
     command("out-below-file", "reconstruct run --out x.npy/z.npy", run, "x.npy/z.npy", "no folder"),
     command("out-is-folder", "sample run --out run.npy", several(run, lambda: Path("run.npy").mkdir()), "run.npy"),
+    command("out-parts-in-use", "encode run --out full", several(run, text("mine", "full/a.txt")), "full", "a.txt"),
+    command("out-parts-of-run", "encode run --out run/ --overwrite", run, "run/ holds", "part-00000.parquet"),
+    command("out-parts-file", "encode run --out x.npy/", run, "x.npy/", "file of that name"),
+    command("out-parts-no-folder", "reconstruct run --out there/z/", run, "there/z/", "no folder there"),
+    command("out-parts-partial", "encode run --out z/", several(run, lambda: Path("z.partial").mkdir()), "z.partial"),
+    command("out-parts-of-sample", "sample run --out z/", run, "z/", ".parquet"),
+    command(
+        "out-parts-are-data", "encode run z --out z/", several(run, parquet({"a": [1]}, "z/a.parquet")), "z/ given"
+    ),
+    command("encode-engine", "encode run --out z.npy --engine procesess", run, "procesess", "did you mean 'processes'"),
+    command("encode-workers-0", "encode run --out z.npy --workers 0", run, "workers=0", "at least 1"),
+    command("evaluate-workers-0", "evaluate run --workers 0", run, "workers=0", "at least 1"),
+    command("evaluate-workers-text", "evaluate run --workers many", run, "--workers", "many"),
+    command("evaluate-workers-nan", "evaluate run --workers 1", several(run, array(with_value(np.nan))), "row 7"),
     command("out-is-data", "encode run x.npy --out x.npy", run, "x.npy given to read from and to write to"),
     command(
         "out-partial-exists",
@@ -589,6 +603,7 @@ CONFINED = [
     no_space("csv", "sample run --out z.csv --num-samples 1000", "z.csv"),
     no_space("parquet", "sample run --out z.parquet --num-samples 1000", "z.parquet"),
     no_space("encode", "encode run --out z.csv", "z.csv"),
+    no_space("parts", "encode run --out z/", "z"),
     no_space("calibrate", "calibrate run --out copy", "copy/"),
     no_space("prune", "prune run --latents 0 --out copy", "copy/"),
     no_space("continue", "continue run --epochs 1 --out copy", "copy/"),
