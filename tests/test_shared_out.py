@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from pyarrow import parquet
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import vaentropy as ve
 from vaentropy.data import Rows, load
 from vaentropy.data.files import Options, source_of_file
+from vaentropy.data.formats.images import ImageFolder
 from vaentropy.data.source import Part
 from vaentropy.engines import Here, Processes, Ray
 from vaentropy.errors import DataError, UsageError
@@ -23,7 +25,7 @@ from vaentropy.expectation import GaussHermite, MonteCarlo
 from vaentropy.importance import log_likelihood
 from vaentropy.passes import Pass
 from vaentropy.seeding import generator_of
-from vaentropy.shared_out import in_order, stretches
+from vaentropy.shared_out import Stretch, in_order, stretches
 
 from .models import Toy
 from .pages import ROOT
@@ -214,7 +216,14 @@ def test_loaded_data_can_be_sent(tmp_path, short_shards, options):
         same(evaluate(made(), part, engine=Sent()), evaluate(made(), part))
 
 
-def test_no_more_than_its_own_rows_are_sent_with_a_task():
+def images(folder, number):
+    folder.mkdir()
+    for each in range(number):
+        Image.new("L", (1, 1), each % 256).save(folder / f"{each:04d}.png")
+    return folder
+
+
+def test_no_more_than_its_own_rows_are_sent_with_a_task(tmp_path):
     x = torch.zeros(40_000, 4)
     sources = Rows(x, shard_size=4000), ve.given(Rows(x, shard_size=4000), x[:, :2])
     whole = x.numel() * x.element_size()
@@ -222,6 +231,14 @@ def test_no_more_than_its_own_rows_are_sent_with_a_task():
         engine = Sent()
         evaluate(model, source, engine=engine, sample_weight=torch.ones(len(x)), expectation=MonteCarlo(1))
         assert len(engine.sizes) == 10 and max(engine.sizes) < whole / 4
+    # Nor the places of others in files.
+    pictures = ImageFolder(images(tmp_path / "images", 600))
+    parquet.write_table(pa.table({"a": np.zeros(600)}), tmp_path / "x.parquet", row_group_size=2)
+    table = source_of_file(tmp_path / "x.parquet", Options())
+    for source, shard in ((pictures, 1), (table, 200)):
+        part = pickle.loads(pickle.dumps(task := Stretch(source, range(shard, shard + 1), 0, 1)))
+        assert len(pickle.dumps(task)) < len(pickle.dumps(source)) / 2
+        assert part.source.read(shard).equal(source.read(shard)) and part.source.place(shard) == source.place(shard)
     # What comes back is sums, with nothing of the data.
     sizes = []
     for rows in (x, x.repeat(2, 1)):

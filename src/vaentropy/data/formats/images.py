@@ -1,5 +1,6 @@
 """Folders of images."""
 
+import copy
 import math
 import os
 import warnings
@@ -81,6 +82,13 @@ class ImageFolder(Source):
     def place(self, shard: int) -> tuple[str, int]:
         """The first file of the shard."""
         return str(self._paths[self._starts[shard]]), 0
+
+    def only(self, shards: range) -> Source:
+        """Of all paths, those of these shards."""
+        part, first, last = copy.copy(self), self._starts[shards.start], self._starts.step * shards.stop
+        part._paths = self._paths[first:last]
+        part._starts = range(-first, len(self._paths) - first, self._starts.step)
+        return part
 
     def _check_size(self, image: Any, path: Path, expected: tuple[int, ...] | None) -> tuple[int, ...]:
         """Height and width of what becomes of an image."""

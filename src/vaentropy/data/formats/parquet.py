@@ -1,5 +1,6 @@
 """Parquet files and folders of them, read by row groups."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,14 +55,14 @@ class ParquetFiles(Source):
     def __init__(self, path: Path, columns: Names | None = None, exclude: Names = ()):
         self.name = str(path)
         paths = _paths(path)
-        self._pieces: list[_Piece] = []
+        self._pieces: dict[int, _Piece] = {}
         self._reader: _Reader | None = None
         kinds = [self._add(file, paths[0], columns, exclude) for file in paths]
-        if not any(piece.rows for piece in self._pieces):
+        if not any(piece.rows for piece in self._pieces.values()):
             raise DataError(f"{path}: got no rows, expected at least one; get a whole copy")
         self.dtype = torch.float32 if all(kinds) else torch.float64
         self.data_shape = (len(self.columns),)
-        self.shard_sizes = [piece.rows for piece in self._pieces]
+        self.shard_sizes = [piece.rows for piece in self._pieces.values()]
 
     def read(self, shard: int) -> Tensor:
         """One shard."""
@@ -74,6 +75,12 @@ class ParquetFiles(Source):
             reader.read(piece.rows, x.numpy())
             self._reader = reader if reader.rows_left else None
         return x
+
+    def only(self, shards: range) -> Source:
+        """Of all places in the files, those of these shards."""
+        part = copy.copy(self)
+        part._pieces = {shard: self._pieces[shard] for shard in shards}
+        return part
 
     def __getstate__(self) -> dict[str, Any]:
         # An open file stays in its process.
@@ -115,7 +122,7 @@ class ParquetFiles(Source):
         num = max(1, -(-rows // step))
         ends = [rows * (number + 1) // num for number in range(num)]
         for start, end in zip([0, *ends], ends, strict=False):
-            self._pieces.append(_Piece(path, group, start, end - start, first_row + start))
+            self._pieces[len(self._pieces)] = _Piece(path, group, start, end - start, first_row + start)
 
 
 def _paths(path: Path) -> list[Path]:
