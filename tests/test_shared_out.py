@@ -17,7 +17,6 @@ import vaentropy as ve
 from vaentropy.data import Rows, load
 from vaentropy.data.files import Options, source_of_file
 from vaentropy.data.formats.images import ImageFolder
-from vaentropy.data.source import Part
 from vaentropy.engines import Here, Processes, Ray
 from vaentropy.errors import DataError, UsageError
 from vaentropy.evaluation import Accumulator, evaluate
@@ -111,9 +110,10 @@ def test_empty_shards_count_as_numbers():
 )
 def test_an_evaluation_is_that_of_one_process(data, how):
     seen = []
-    found = evaluate(made(), data, engine=Sent(), on_batch=seen.append, **how)
+    how = {"expectation": MonteCarlo(2), **how}
+    found = evaluate(made(), data, engine=Sent(times=2), on_batch=seen.append, **how)
     same(found, evaluate(made(), data, **how))
-    assert sum(seen) == 2 * len(data)  # each is done twice
+    assert sum(seen) == 2 * len(data)
 
 
 def test_global_draws_are_those_of_the_shard():
@@ -194,24 +194,21 @@ def short_shards(monkeypatch):
 
 
 def test_every_source_can_be_sent(tmp_path, short_shards):
-    model, seen = made(), {}
+    model, few, seen = made(), MonteCarlo(4), {}
     for path in files(tmp_path):
         source = source_of_file(path, Options())
         next(iter(source))  # as where a file was being read
         assert len(source.shard_sizes) > 2
-        expected = evaluate(model, source)
-        same(evaluate(model, source, engine=Sent()), expected)
+        expected = evaluate(model, source, expectation=few)
+        same(evaluate(model, source, expectation=few, engine=Sent()), expected)
         seen[path.name] = expected.elbo
-        part = Part(source, 0.2, seed=1, held_out=False)
-        same(evaluate(model, part, engine=Sent()), evaluate(model, part))
-    assert max(seen.values()) - min(seen.values()) < 0.1  # the same rows with other draws
+    assert max(seen.values()) - min(seen.values()) < 0.2  # the same rows with other draws
     same(evaluate(model, TensorDataset(X), engine=Sent()), evaluate(model, TensorDataset(X)))
 
 
-@pytest.mark.parametrize("options", [{"scale": "standard"}, {"dequantise": True}, {"missing": "ignore"}])
-def test_loaded_data_can_be_sent(tmp_path, short_shards, options):
+def test_loaded_data_can_be_sent(tmp_path, short_shards):
     np.save(tmp_path / "x.npy", (X * 10).round().numpy())
-    data = load(tmp_path / "x.npy", held_out=0.3, stream=True, **options)
+    data = load(tmp_path / "x.npy", held_out=0.3, stream=True, dequantise=True, scale="standard")
     for part in (data.train, data.held_out):
         same(evaluate(made(), part, engine=Sent()), evaluate(made(), part))
 
@@ -224,18 +221,18 @@ def images(folder, number):
 
 
 def test_no_more_than_its_own_rows_are_sent_with_a_task(tmp_path):
-    x = torch.zeros(40_000, 4)
-    sources = Rows(x, shard_size=4000), ve.given(Rows(x, shard_size=4000), x[:, :2])
+    x = torch.zeros(20_000, 4)
+    sources = Rows(x, shard_size=5000), ve.given(Rows(x, shard_size=5000), x[:, :2])
     whole = x.numel() * x.element_size()
     for source, model in zip(sources, (made(), made(condition=2)), strict=True):
         engine = Sent()
         evaluate(model, source, engine=engine, sample_weight=torch.ones(len(x)), expectation=MonteCarlo(1))
-        assert len(engine.sizes) == 10 and max(engine.sizes) < whole / 4
+        assert len(engine.sizes) == 4 and max(engine.sizes) < whole / 1.9
     # Nor the places of others in files.
-    pictures = ImageFolder(images(tmp_path / "images", 600))
-    parquet.write_table(pa.table({"a": np.zeros(600)}), tmp_path / "x.parquet", row_group_size=2)
+    pictures = ImageFolder(images(tmp_path / "images", 260))
+    parquet.write_table(pa.table({"a": np.zeros(300)}), tmp_path / "x.parquet", row_group_size=2)
     table = source_of_file(tmp_path / "x.parquet", Options())
-    for source, shard in ((pictures, 1), (table, 200)):
+    for source, shard in ((pictures, 1), (table, 100)):
         part = pickle.loads(pickle.dumps(task := Stretch(source, range(shard, shard + 1), 0, 1)))
         assert len(pickle.dumps(task)) < len(pickle.dumps(source)) / 2
         assert part.source.read(shard).equal(source.read(shard)) and part.source.place(shard) == source.place(shard)

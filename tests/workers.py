@@ -13,12 +13,12 @@ from vaentropy.runs.output import Parts
 
 
 class Sent(Engine):
-    """Does each task twice, as where the answer of a worker is lost, and in any order; all travels by pickle."""
+    """Does each task as often as told, as where answers of workers are lost, in any order; all travels by pickle."""
 
     workers = 3
 
-    def __init__(self, seed=0):
-        self.seed, self.sizes = seed, []
+    def __init__(self, times=1, seed=0):
+        self.times, self.seed, self.sizes = times, seed, []
 
     def run(self, call, tasks, *, report=lambda note="", /, advance=1: None, ahead=None):
         content = pickle.dumps(call)
@@ -26,7 +26,7 @@ class Sent(Engine):
         for number in order:
             task = pickle.dumps(tasks[number])
             self.sizes.append(len(task))
-            for _ in range(2):
+            for _ in range(self.times):
                 # As a worker of its own.
                 answer = pickle.loads(content)(pickle.loads(task), report)
             yield Done(number, pickle.loads(pickle.dumps(answer)))
