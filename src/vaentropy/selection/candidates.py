@@ -188,6 +188,11 @@ class Trainer:
         how = {"evaluation_expectation": self.expectation, "seed": seed, "progress": False, "on_epoch": show}
         return self._measured(model, fit(model, self.parts.train, **how, **self.settings), seed)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: with copies of rows, since a view is sent with all that it is a view of."""
+        parts = (x.only(range(len(x.shard_sizes))) if isinstance(x, Source) else x for x in self.parts)
+        return {**vars(self), "parts": Parts(*parts)}
+
     def best(self, latent_dim: int, trained: Sequence["Measured"], errors: Mapping[int, TrainingError]) -> Fitted:
         """Keep the best of a candidate's trainings.
 
