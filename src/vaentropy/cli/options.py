@@ -145,7 +145,7 @@ def engine_of(engine: str | None, workers: int | None, *, device: str | None = N
         threads: of the CPU for each; None is one.
 
     Raises:
-        UsageError: an unknown engine, or a number below 1.
+        UsageError: an unknown engine, one that does not answer, or a number below 1.
         MissingExtraError: Ray is not installed.
     """
     import torch
@@ -167,8 +167,10 @@ def engine_of(engine: str | None, workers: int | None, *, device: str | None = N
             "cluster, such as auto or head:6379"
         )
     # The machines of a cluster may have GPUs that this one has not.
-    per_task = {"num_cpus": each, "num_gpus": int(gpus > 0 or kind == "cuda")}
-    return Ray(None if engine == "ray" else engine, workers=workers, **per_task)
+    each_task = {"num_cpus": each, "num_gpus": int(gpus > 0 or kind == "cuda")}
+    cluster = Ray(None if engine == "ray" else engine, workers=workers, **each_task)
+    cluster.require_there()
+    return cluster
 
 
 COLLAPSE = "When a latent has collapsed: relative (to the largest KL), paper, or with less KL than so many nats."

@@ -59,9 +59,8 @@ def sweep(
         raise UsageError(f"{both} given and varied, expected one of the two; leave one of them out")
     settings = options.settings_of(config, {"data": data, **given})
     place = options.engine_of(engine, workers, device=settings.device, threads=settings.threads)
-    done = sweep_runs(
-        settings, values, num_seeds=1 if seeds is None else seeds, out=out, overwrite=overwrite, engine=place
-    )
+    num_seeds = 1 if seeds is None else seeds
+    done = sweep_runs(settings, values, num_seeds=num_seeds, out=out, overwrite=overwrite, engine=place)
     for name, reason in done.failed.items():
         click.echo(f"vaentropy: {name} failed: {printable(reason)}", err=True)
     click.echo(to_json(done.to_dict()) if as_json else done)

@@ -63,8 +63,8 @@ def _packed(thing: Any, what: str) -> bytes:
         return pickle.dumps(thing, protocol=pickle.HIGHEST_PROTOCOL)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise UsageError(
-            f"{what} cannot be sent to another process ({str(error).splitlines()[0]}); give functions and classes "
-            "names in a module, or use one worker"
+            f"{what} cannot be sent to another process ({str(error).splitlines()[0]}); define functions and "
+            "classes in a module, or use one worker"
         ) from error
 
 
@@ -212,7 +212,13 @@ def _serve(line: connection.Connection, threads: int, number: int) -> None:
     _settle(threads, number)
     try:
         line.send_bytes(pickle.dumps(READY))
-        call = pickle.loads(line.recv_bytes())
+        packed = line.recv_bytes()
+        try:
+            call = pickle.loads(packed)
+        except Exception as error:
+            line.send_bytes(pickle.dumps(_unknown_here(error)))
+            return
+        del packed
         while True:
             task_number, task = pickle.loads(line.recv_bytes())
 
@@ -222,6 +228,13 @@ def _serve(line: connection.Connection, threads: int, number: int) -> None:
             line.send_bytes(_answer(call, task_number, task, report))
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         return  # the parent has no more to do, is gone, or has ended this by SIGTERM
+
+
+def _unknown_here(error: Exception) -> UsageError:
+    """What a notebook or an interactive session defines, another process does not find."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    how = "define functions and classes in a module, or use one worker"
+    return UsageError(f"what is to be done is not known to another process ({reason}); {how}")
 
 
 def _settle(threads: int, number: int) -> None:

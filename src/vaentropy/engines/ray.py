@@ -1,23 +1,27 @@
 """`Ray`: tasks done by a Ray cluster, or by one that is started on this machine."""
 
 import os
+import signal
+import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import cached_property
 from typing import IO, Any, cast
 
 from vaentropy.checks import require_count, require_number
 from vaentropy.engines.engine import TRIES, Call, Done, Engine, Lost, answer_of, no_progress
-from vaentropy.engines.processes import available_cores
-from vaentropy.errors import MissingExtraError, UsageError
+from vaentropy.engines.processes import SECONDS_TO_STOP, available_cores
+from vaentropy.errors import MissingExtraError, UsageError, shown
 from vaentropy.progress import Report
 
 __all__ = ["Ray"]
 
 SECONDS_BETWEEN_REPORTS = 0.5
-LOCAL = "local"
+SECONDS_TO_ANSWER = 5.0
+LOCAL, CLIENT = "local", "ray://"
 # A local cluster begins and ends with a call. What else it would do (a web page, statistics sent home) stays out.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -65,6 +69,24 @@ class Ray(Engine):
         limits += [there.get("GPU", 0) // self.num_gpus] if self.num_gpus else []
         return max(1, int(min(limits)))
 
+    @property
+    def _where(self) -> str:
+        return self.address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+    def require_there(self) -> None:
+        """Refuse an address at which nobody answers: Ray itself would try for minutes.
+
+        Raises:
+            UsageError: there is nobody.
+        """
+        host, colon, port = self._where.removeprefix(CLIENT).rpartition(":")
+        if not colon:  # a word
+            return
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
+        except (OSError, ValueError, OverflowError) as error:
+            raise _nobody(self._where, getattr(error, "strerror", None) or str(error)) from error
+
     @contextmanager
     def _cluster(self) -> Iterator[None]:
         """Connected to it; one that is started here ends with this."""
@@ -72,7 +94,18 @@ class Ray(Engine):
         if ray.is_initialized():
             yield
             return
-        address = self.address or os.environ.get("RAY_ADDRESS") or LOCAL
+        self.require_there()
+        with _own_signals() as put_back:
+            self._start()
+            try:
+                put_back()
+                yield
+            finally:
+                with redirect_stdout(sys.stderr):  # what it has not said yet
+                    ray.shutdown()
+
+    def _start(self) -> None:
+        ray, address = _ray(), self._where
         own = {"num_cpus": (self._workers or available_cores()) * self.num_cpus} if address == LOCAL else {}
         before = {name: os.environ.get(name) for name in QUIET}
         os.environ.update({name: value for name, value in QUIET.items() if before[name] is None})
@@ -87,18 +120,11 @@ class Ray(Engine):
             )
         except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UsageError(
-                f"no Ray cluster at {address!r} ({reason}); start one with: ray start --head, or leave the address out"
-            ) from error
+            raise _nobody(address, reason) from error
         finally:
             for name, value in before.items():
                 if value is None:
                     del os.environ[name]
-        try:
-            yield
-        finally:
-            with redirect_stdout(sys.stderr):  # what it has not said yet
-                ray.shutdown()
 
     def run(
         self, call: Call, tasks: Sequence[Any], *, report: Report = no_progress, ahead: int | None = None
@@ -115,16 +141,15 @@ class Ray(Engine):
                 bound = len(tasks) if ahead is None else ahead * self.workers
                 yield from self._each(call, tasks, running, news, report, bound)
             finally:
-                for reference in running:
-                    ray.cancel(reference, force=True)
-                ray.kill(news)
+                _stop(list(running), news)
 
     def _each(
         self, call: Call, tasks: Sequence[Any], running: dict[Any, int], news: Any, report: Report, ahead: int
     ) -> Iterator[Done]:
         ray = _ray()
         start = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=TRIES - 1)(_answer)
-        shared, progress = _put(call), _Progress(report)
+        # In a list, so that it is taken out once in each worker and not for each task.
+        shared, progress = [_put(call)], _Progress(report)
         waiting = list(enumerate(tasks))[::-1]
         while waiting or running:
             while waiting and len(running) < self.workers and _near(waiting[-1][0], running, ahead):
@@ -161,9 +186,15 @@ class _News:
 
     def __init__(self) -> None:
         self._told: list[tuple[int, str, str, int]] = []
+        self._wanted = True
 
-    def tell(self, number: int, attempt: str, note: str, units: int) -> None:
+    def tell(self, number: int, attempt: str, note: str, units: int) -> bool:
+        """Whether the task is to go on."""
         self._told.append((number, attempt, note, units))
+        return self._wanted
+
+    def stop(self) -> None:
+        self._wanted = False
 
     def read(self) -> list[tuple[int, str, str, int]]:
         told, self._told = self._told, []
@@ -190,22 +221,105 @@ class _Progress:
             self._report("", -units)
 
 
-def _answer(call: Call, number: int, task: Any, news: Any, threads: int) -> Done:
-    """What a worker of Ray does."""
-    import uuid
+# The call that a worker of Ray has done last, by its reference.
+_calls: dict[str, Call] = {}
 
+
+def _answer(shared: list[Any], number: int, task: Any, news: Any, threads: int) -> Done:
+    """What a worker of Ray does."""
     import torch
 
     torch.set_num_threads(threads)
-    attempt, told = uuid.uuid4().hex, []
+    name = shared[0].hex()
+    if name not in _calls:
+        _calls.clear()
+        _calls[name] = _ray().get(shared[0])
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with _Telling(news, number) as report:
+            return answer_of(_calls[name], number, task, report)
+    except KeyboardInterrupt:  # nobody waits for the answer any more
+        return Done(number)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
-    def report(note: str = "", /, advance: int = 1) -> None:
-        told[:] = [news.tell.remote(number, attempt, note, advance)]
 
-    answer = answer_of(call, number, task, report)
-    # The last has arrived before the answer does.
-    _ray().get(told)
-    return answer
+class _Telling:
+    """The report of a task: what has come of it is told now and then; where it is not wanted any more it is stopped."""
+
+    def __init__(self, news: Any, number: int):
+        self._news, self._number, self._attempt = news, number, uuid.uuid4().hex
+        self._note, self._units = "", 0
+        self._changing, self._ended = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._repeat, daemon=True)
+
+    def __call__(self, note: str = "", /, advance: int = 1) -> None:
+        with self._changing:
+            self._note, self._units = note, self._units + advance
+
+    def __enter__(self) -> Report:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        # The last has arrived before the answer does.
+        self._tell()
+
+    def _repeat(self) -> None:
+        while not self._ended.wait(SECONDS_BETWEEN_REPORTS):
+            if not self._tell():
+                # As Ctrl-C is taken here: there may be a checkpoint to write.
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    def _tell(self) -> bool:
+        """Whether the task is to go on."""
+        with self._changing:
+            told, self._units = (self._note, self._units), 0
+        ray = _ray()
+        try:
+            return ray.get(self._news.tell.remote(self._number, self._attempt, *told))
+        except ray.exceptions.RayError:  # whoever asked for it is gone
+            return True
+
+
+def _stop(running: list[Any], news: Any) -> None:
+    """End tasks that are under way."""
+    ray = _ray()
+    if running:
+        # By word first: Ray aborts this process where a task that it has cancelled ends by itself.
+        ray.get(news.stop.remote())
+        _, running = ray.wait(running, num_returns=len(running), timeout=SECONDS_TO_STOP)
+    for reference in running:
+        ray.cancel(reference, force=True)
+    ray.kill(news)
+
+
+@contextmanager
+def _own_signals() -> Iterator[Callable[[], None]]:
+    """SIGTERM as it was, again at the end; before, what is yielded puts a handler back that Ray has replaced.
+
+    Without one, Ray's is better than none: it ends the processes of a cluster that was started here.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    here = threading.current_thread() is threading.main_thread() and before is not None
+
+    def put_back() -> None:
+        if here and before is not signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, before)
+
+    try:
+        yield put_back
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _nobody(address: str, reason: str) -> UsageError:
+    how = "start one with: ray start --head, or leave the address out"
+    return UsageError(f"no Ray cluster at {shown(address)} ({reason}); {how}")
 
 
 def _put(call: Call) -> Any:

@@ -180,7 +180,7 @@ def _value(row: Row, name: str) -> float:
 def _summary(rows: Sequence[Row], score: str) -> dict[str, Any]:
     finished = [row for row in rows if row["status"] == FINISHED]
 
-    def middle(name: str) -> float | None:
+    def middle(name: str) -> float | int | None:
         values = [row[name] for row in finished if row[name] is not None]
         return median(values) if values else None
 

@@ -237,11 +237,14 @@ class _Plan:
 def _interruptible(plan: _Plan, overwrite: bool) -> Iterator[None]:
     """Have Ctrl-C and SIGTERM end the work that is under way, and say how to go on."""
 
+    taken = []
+
     def stop(number: int, frame: FrameType | None) -> None:
+        taken.append(number)  # Ray makes another exception of this one
         raise Interrupted(number, "interrupted")
 
-    # A handler that somebody else has put there stays.
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    before = signal.getsignal(signal.SIGTERM)
+    ours = threading.current_thread() is threading.main_thread() and before not in (signal.SIG_IGN, None)
     if ours:
         signal.signal(signal.SIGTERM, stop)
     try:
@@ -250,11 +253,11 @@ def _interruptible(plan: _Plan, overwrite: bool) -> Iterator[None]:
         plan.read()
         finished = sum(row["status"] == FINISHED for row in plan.rows.values())
         how = f"{finished} of {len(plan.rows)} runs are finished in {plan.folder}; go on with the same command"
-        number = getattr(interrupted, "signal", signal.SIGINT)
+        number = taken[0] if taken else getattr(interrupted, "signal", signal.SIGINT)
         raise Interrupted(number, f"interrupted, {how}{', without --overwrite' if overwrite else ''}") from None
     finally:
         if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True)

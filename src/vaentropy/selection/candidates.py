@@ -97,6 +97,10 @@ def num_parameters(model: VAE) -> int:
     return sum(distinct.values()) - (0 if model.columns == "free" else model.latent_shape[0])
 
 
+def _copied(rows: Tensor | Source) -> Tensor | Source:
+    return rows if isinstance(rows, Tensor) else rows.only(range(len(rows.shard_sizes)))
+
+
 def _pieces(rows: Tensor | Source) -> Iterator[Tensor]:
     return (piece for _, piece in pieces(rows)) if isinstance(rows, Tensor) else iter(rows)
 
@@ -187,6 +191,11 @@ class Trainer:
 
         how = {"evaluation_expectation": self.expectation, "seed": seed, "progress": False, "on_epoch": show}
         return self._measured(model, fit(model, self.parts.train, **how, **self.settings), seed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: with copies of rows, since a view is sent with all that it is a view of."""
+        train, held_out = self.parts
+        return {**vars(self), "parts": Parts(_copied(train), None if held_out is None else _copied(held_out))}
 
     def best(self, latent_dim: int, trained: Sequence["Measured"], errors: Mapping[int, TrainingError]) -> Fitted:
         """Keep the best of a candidate's trainings.

@@ -81,8 +81,8 @@ def select(
         num_errors: standard errors that a difference has to have to count.
         evaluation_expectation: how evaluations average over the posterior.
         engine: where candidates are trained, such as `vaentropy.engines.Processes(4)`; None trains them here, one after
-            the other. In other processes a function `model` has to be one of a module, and models come back on the CPU. Trainings on as many threads of such a machine
-            give the same numbers to the bit; with another number of threads sums are rounded differently.
+            the other. For other processes a function `model` has to be one of a module; models come back on the CPU.
+            On as many threads of such a machine all numbers are the same to the bit; on others sums round differently.
         progress: a bar on stderr; None shows it on a terminal.
         **fit_options: as for `fit`, such as `epochs`; `missing` is also that of evaluations.
 
