@@ -72,6 +72,7 @@ def trained(folder: Path) -> Path:
 
 def _measured(made: Path, data: str, num_points: int, repetitions: int) -> tuple[list[dict[str, Any]], list[str]]:
     found: dict[str, Any] = {}
+    work: dict[str, list[float]] = {}
     two = Processes(PROCESSES)
 
     def evaluating(name: str, engine: Processes | None) -> Callable[[], None]:
@@ -83,11 +84,14 @@ def _measured(made: Path, data: str, num_points: int, repetitions: int) -> tuple
     with peaks() as peak:
         times = interleaved(
             {
-                "reading": lambda: _read(Path(data)),
-                "evaluate, one": evaluating("one", None),
-                "evaluate, two": evaluating("two", two),
-                "encode, one": encoding("one", None),
-                "encode, two": encoding("two", two),
+                name: _weighed(call, work.setdefault(name, []))
+                for name, call in {
+                    "reading": lambda: _read(Path(data)),
+                    "evaluate, one": evaluating("one", None),
+                    "evaluate, two": evaluating("two", two),
+                    "encode, one": encoding("one", None),
+                    "encode, two": encoding("two", two),
+                }.items()
             },
             repetitions,
             warmup=0,
@@ -103,6 +107,8 @@ def _measured(made: Path, data: str, num_points: int, repetitions: int) -> tuple
                 "one process, rows/s": _rate(num_points, one),
                 "two, rows/s": _rate(num_points, both),
                 "one / two": str(ratio(one, both)),
+                "CPU seconds, one": f"{statistics.median(work[f'{what}, one']):.1f}",
+                "two together": f"{statistics.median(work[f'{what}, two']):.1f}",
                 "largest relative difference": f"{apart:.1e}",
             }
         )
@@ -111,7 +117,7 @@ def _measured(made: Path, data: str, num_points: int, repetitions: int) -> tuple
         f"{num_points:,} rows of {DATA_DIM} float32 columns in one Parquet file of {ROW_GROUPS} row groups, "
         f"{size / MIB:,.0f} MiB; {DATA_DIM}-{'-'.join(map(str, HIDDEN))}-{LATENT_DIM} and back, one thread each. Times "
         f"are those of a whole call, the start of the processes among them: medians of {repetitions} in turn; ratios "
-        "with the lowest and highest of two measured side by side.",
+        "with the lowest and highest of two measured side by side. CPU seconds are of all processes together.",
         f"Most memory that this process had at any time: {peak['here']:,.0f} MiB; a worker: {peak['worker']:,.0f} MiB.",
     ]
     return rows, notes
@@ -145,6 +151,23 @@ def _peak(process: int) -> float:
     except OSError:  # it has ended, or this is no Linux
         return 0.0
     return int(found[1]) * KIB / MIB if found else 0.0
+
+
+def _weighed(call: Callable[[], object], into: list[float]) -> Callable[[], None]:
+    """The call, whose seconds of the CPU are noted: what other programs take from it does not count."""
+
+    def weighed() -> None:
+        before = _cpu_seconds()
+        call()
+        into.append(_cpu_seconds() - before)
+
+    return weighed
+
+
+def _cpu_seconds() -> float:
+    """Of this process, and of those of its workers that have ended."""
+    taken = os.times()
+    return taken.user + taken.system + taken.children_user + taken.children_system
 
 
 def _read(path: Path) -> None:
