@@ -132,6 +132,20 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(config, tmp_path, mo
     assert tried == [1e20]
 
 
+def test_a_failed_run_that_was_killed_when_it_was_tried_again_begins_anew(config, tmp_path):
+    run = sweep(config, {}, out=tmp_path).best[0]
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "status": "failed: so it was"}))
+    # All of it set aside, nothing written in its place.
+    (run / ".replaced").mkdir()
+    for path in list(run.iterdir()):
+        if not path.name.startswith("."):
+            path.replace(run / ".replaced" / path.name)
+    again = sweep(config, {}, out=tmp_path)
+    assert again.failed == {} and again.kept == () and not (run / ".replaced").exists()
+    assert again.rows[0]["elbo"] is not None
+
+
 @pytest.mark.slow
 def test_data_are_read_once_for_the_runs_that_share_them(config, tmp_path, monkeypatch):
     read, load = [], build.load_data

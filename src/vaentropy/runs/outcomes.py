@@ -17,7 +17,7 @@ from vaentropy.errors import DataError, UsageError, printable
 from vaentropy.files import write_text
 from vaentropy.runs.combinations import SEED, Combination
 from vaentropy.runs.folder import RunFolder
-from vaentropy.runs.room import require_free
+from vaentropy.runs.room import REPLACED, require_free
 
 __all__ = ["BEGUN", "FAILED", "FINISHED", "NEW", "Sweep", "row_of", "state_of", "write_csv"]
 
@@ -51,6 +51,8 @@ def state_of(folder: Path, run: Combination) -> str:
     """
     place = RunFolder(folder / run.name)
     if not place.file("config.yaml").exists():
+        if place.file(REPLACED).is_dir():  # killed while one that had failed was tried again
+            return FAILED
         require_free(place, overwrite=False)
         return NEW
     if place.config() != run.config:
@@ -76,7 +78,8 @@ def row_of(folder: Path, run: Combination, failure: str = "") -> dict[str, Any]:
     row: dict[str, Any] = {"run": run.name, **run.varied, **dict.fromkeys(RESULTS)}
     row |= {"status": state, "epochs": len(history), "seconds": history[-1]["seconds"] if history else None}
     if state == FAILED:
-        row["failure"] = failure or str(place.manifest()["status"]).removeprefix(f"{FAILED}: ")
+        stored = place.manifest() if place.file("manifest.json").exists() else {}
+        row["failure"] = failure or str(stored.get("status", "")).removeprefix(f"{FAILED}: ")
     return row | _results(place) if state == FINISHED else row
 
 

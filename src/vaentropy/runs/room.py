@@ -11,7 +11,16 @@ from vaentropy.errors import UsageError
 from vaentropy.files import ASIDE
 from vaentropy.runs.folder import INITIAL, LOCK, RunFolder
 
-__all__ = ["drop_replaced", "filled", "make_folder", "mend", "remove", "require_free", "require_room_beside"]
+__all__ = [
+    "REPLACED",
+    "drop_replaced",
+    "filled",
+    "make_folder",
+    "mend",
+    "remove",
+    "require_free",
+    "require_room_beside",
+]
 
 RUNS = Path("runs")
 CONFIG = "config.yaml"
