@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -264,8 +265,10 @@ def _write(
     # Where one part takes long, few others wait for it in memory.
     ahead = RESULTS_PER_WORKER if folder is None else None
     opening = output.opened() if isinstance(output, Parts) else output.opened(num_rows)
-    with num_threads(config, model), opening as write:
-        for made in in_order(engine, _Making(model, rows, folder), tasks, report, ahead=ahead):
+    making = in_order(engine, _Making(model, rows, folder), tasks, report, ahead=ahead)
+    # Closed first, so that no worker is at it any more where what it writes to is removed.
+    with num_threads(config, model), opening as write, closing(making) as results:
+        for made in results:
             if write is not None:
                 write(made)
     return num_rows
