@@ -15,7 +15,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import vaentropy
-from vaentropy.cli import commands, studies  # noqa: F401  # they add their verbs to the group
+from vaentropy.cli import commands, studies, sweeps  # noqa: F401  # they add their verbs to the group
 from vaentropy.cli.group import vaentropy as group
 
 __all__ = ["public_names", "setup"]

@@ -343,7 +343,48 @@ def with_inf() -> torch.Tensor:
     return x
 
 
+def sweeping(name: str, *says: str, vary: Any = None, make: Any = None, **options: Any) -> Case:
+    """`sweep` of a data set that there is, over two numbers of latents."""
+    given = {"latent_dim": [1, 2]} if vary is None else vary
+    common = ve.runs.RunConfig(data="pca", epochs=1)
+    options = {"out": "all", **options}
+    return calling(f"sweep-{name}", lambda: ve.runs.sweep(common, given, **options), *says, make=make)
+
+
+NEWER = '{"schema_version": 99, "config": {}, "vary": {}, "num_seeds": 1}'
+ELSEWHERE = '{"schema_version": 1, "config": {}, "vary": {"../latent_dim": [1]}, "num_seeds": 1}'
+SWEEPS = [
+    sweeping("vary-text", "vary='other'", "latent_dim", vary=OTHER),
+    sweeping("vary-unknown", "'latent_dimm'", "did you mean 'latent_dim'", vary={"latent_dimm": [1]}),
+    sweeping("vary-number", "unknown setting 5", vary={5: [1]}),
+    sweeping("vary-one-value", "latent_dim=3", "a list", vary={"latent_dim": 3}),
+    sweeping("vary-nothing", "latent_dim=[]", "one or more", vary={"latent_dim": []}),
+    sweeping("vary-wrong-value", "latent_dim=0,seed=0", "at least 1", vary={"latent_dim": [1, 0]}),
+    sweeping("vary-wrong-type", "'two'", "a whole number", vary={"latent_dim": [1, "two"]}),
+    sweeping("vary-object", "model=", "expected one of", vary={"model": ["vae1", "<object>"]}),
+    sweeping("vary-twice", "given twice", vary={"latent_dim": [1, 1]}),
+    sweeping("vary-too-much", "10,000,000", "at most 10,000", vary={"epochs": range(1, 10_000_001)}),
+    sweeping("seeds-0", "num_seeds=0", num_seeds=0),
+    sweeping("seeds-fraction", "num_seeds=1.5", num_seeds=1.5),
+    sweeping("seeds-and-seed", "a varied seed", vary={"seed": [1, 2]}, num_seeds=2),
+    sweeping("engine", "engine='other'", "Processes(4)", engine=OTHER),
+    sweeping("on-run", "on_run=5", "a function", on_run=5),
+    sweeping("out-number", "out=5", "a path", out=5),
+    sweeping("out-file", "is not a folder", make=text("mine", "all")),
+    sweeping("out-in-use", "is not an empty folder", make=text("mine", "all/mine.txt"), overwrite=True),
+    sweeping("out-damaged", "all/sweep.json", "put it back", make=text("{", "all/sweep.json"), overwrite=True),
+    sweeping("out-newer", "newer vaentropy", make=text(NEWER, "all/sweep.json")),
+    sweeping("out-elsewhere", "all/sweep.json", "did you mean", make=text(ELSEWHERE, "all/sweep.json"), overwrite=True),
+    sweeping("data", "'nope'", vary={"data": ["nope"]}),
+    sweeping("device", "device='abacus'", vary={"device": ["abacus"]}),
+    sweeping("network", "network=conv,seed=0", vary={"network": ["conv"]}),
+]
+
 SELECTIONS = [
+    selecting("engine", "engine='other'", "Processes(4)", engine=OTHER),
+    selecting(
+        "engine-lambda", "cannot be sent", "one worker", model=lambda h: ve.vae1(3, h, (4,)), engine=Processes(2)
+    ),
     selecting("latent-dims-number", "latent_dims=3", "range(1, 7)", latent_dims=3),
     selecting("latent-dims-one", "latent_dims=[2]", "two or more", latent_dims=[2]),
     selecting("latent-dims-twice-the-same", "latent_dims=[2, 2]", "two or more", latent_dims=[2, 2]),
@@ -717,6 +758,7 @@ PYTHON = [
     *ADAPTERS,
     *PRUNING,
     *SELECTIONS,
+    *SWEEPS,
     *DIAGNOSES,
     *LOADS,
     *LOGGERS,

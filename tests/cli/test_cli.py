@@ -82,7 +82,7 @@ def test_select_prints_table_and_verdict_and_leaves_nothing(capfd):
 def test_select_trains_with_the_settings_of_train(capfd):
     np.save("mine.npy", np.random.default_rng(0).normal(size=(100, 3)))
     Path("mine.yaml").write_text("data: mine.npy\nhidden: [8]\nepochs: 1\nmodel: vae2\nseed: 3\nlatent_dim: 7\n")
-    options = ["--latent-dims", "1,2", "--num-seeds", "1", "--config", "mine.yaml", "--json"]
+    options = ["--latent-dims", "1,2", "--num-seeds", "1", "--config", "mine.yaml", "--json", "--workers", "1"]
     assert main(["select", *options]) == 0
     out, err = capfd.readouterr()
     result = json.loads(out)
@@ -91,7 +91,7 @@ def test_select_trains_with_the_settings_of_train(capfd):
     assert main(["select", *options, "--model", "vae1", "--num-errors", "5"]) == 0
     other = json.loads(capfd.readouterr().out)
     assert other["model"] == "vae1" and other["num_errors"] == 5
-    assert main(["select", *options, "--model", "linear"]) == 2
+    assert main(["select", *options, "--model", "linear", "--num-seeds", "2"]) == 2
     assert "num_seeds given with model" in capfd.readouterr().err
 
 
@@ -122,6 +122,19 @@ def test_select_trains_with_the_settings_of_train(capfd):
         (["select", "pca", "--latent-dim", "3"], "--latent-dims"),
         (["select", "pca", "--model", "vae9"], "vae0, vae1, vae2, vae3"),
         (["select", "digit"], "did you mean"),
+        (["select", "pca", "--workers", "0"], "workers=0 given"),
+        (
+            ["select", "pca", "--engine", "prozesses"],
+            "did you mean 'processes'? expected processes, ray, or the address",
+        ),
+        (["sweep", "pca"], "nothing to vary given, expected --vary NAME=VALUE,VALUE, --seeds N, or both"),
+        (["sweep", "pca", "--vary", "latent-dim"], "expected NAME=VALUE,VALUE,... such as latent_dim=2,5"),
+        (["sweep", "pca", "--vary", "latent-dimm=2"], "did you mean 'latent_dim'?"),
+        (["sweep", "pca", "--vary", "latent-dim=2,0"], "latent_dim=0,seed=0: latent_dim=0 given"),
+        (["sweep", "pca", "--vary", "beta=1", "--vary", "beta=2"], "beta given to vary twice"),
+        (["sweep", "pca", "--beta", "1", "--vary", "beta=2"], "beta given and varied"),
+        (["sweep", "pca", "--vary", "hidden=[50"], "--vary hidden=[50 is not valid YAML"),
+        (["sweep", "pca", "--seeds", "0"], "num_seeds=0"),
         (["evaluate", "nowhere", "--log-likelihood", "0"], "log_likelihood=0"),
         (["evaluate", "nowhere", "--log-likelihood", "many"], "--log-likelihood"),
         (["tarin"], "tarin"),
@@ -131,7 +144,24 @@ def test_a_users_mistake_is_one_line_and_status_2(arguments, message, capfd):
     assert main(arguments) == 2
     out, err = capfd.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("vaentropy: ") and message in err
-    assert not Path("runs").exists()
+    assert not Path("runs").exists() and not Path("sweeps").exists()
+
+
+def test_sweep_leaves_runs_and_says_what_to_look_at(capfd):
+    np.save("mine.npy", np.random.default_rng(0).normal(size=(100, 3)))
+    options = ["mine.npy", "--vary", "hidden=[4],[4,3]", "--vary", "learning_rate=1e-3,1e20"]
+    options += ["--epochs", "1", "--max-rollbacks", "0"]
+    assert main(["sweep", *options, "--workers", "1"]) == 1
+    out, err = capfd.readouterr()
+    folder = Path("sweeps/mine-vae1")
+    assert out.splitlines()[0].startswith("4 runs; held-out ELBO, nats per data point") and "4-3" in out
+    assert "hidden=4,learning_rate=1e+20,seed=0 failed: " in err
+    assert f"4 runs in {folder}, table in {folder}/sweep.csv" in err
+    assert f"vaentropy report {folder}/hidden=4" in err
+    assert main(["sweep", *options, "--workers", "1", "--json"]) == 1
+    result = json.loads(capfd.readouterr().out)
+    assert len(result["runs"]) == 4 and len(result["kept"]) == len(result["settings"]) - len(result["failed"]) == 2
+    assert main(["evaluate", str(folder / result["runs"][0]["run"]), "--json"]) == 0
 
 
 def test_a_second_run_into_the_same_folder_is_refused(capfd):
@@ -145,8 +175,9 @@ def test_help_does_not_wait_for_torch():
     code = (
         "import sys\n"
         "from vaentropy.cli import main\n"
-        "for verb in ([], ['train'], ['evaluate'], ['prune'], ['continue'], ['select'], ['verify'], ['reproduce']):\n"
-        "    assert main([*verb, '--help']) == 0\n"
+        "assert main(['--help']) == 0\n"
+        "for verb in 'train evaluate prune continue select sweep verify reproduce'.split():\n"
+        "    assert main([verb, '--help']) == 0\n"
         "assert main(['--version']) == 0\n"
         "heavy = {'torch', 'numpy', 'yaml', 'rich', 'scipy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

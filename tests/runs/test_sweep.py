@@ -120,8 +120,7 @@ def test_replicates_are_one_setting_with_median_and_range(config, tmp_path):
 def test_a_run_that_fails_stops_no_other_and_is_tried_again(config, tmp_path, monkeypatch):
     vary = {"learning_rate": [1e20, 1e-3], "max_rollbacks": [0]}
     found = sweep(config, vary, out=tmp_path)
-    bad, good = "learning_rate=1e_20,max_rollbacks=0,seed=0", "learning_rate=0.001,max_rollbacks=0,seed=0"
-    bad = next(iter(found.failed))
+    bad, good = "learning_rate=1e+20,max_rollbacks=0,seed=0", "learning_rate=0.001,max_rollbacks=0,seed=0"
     assert list(found.failed) == [bad] and "lower the learning rate" in found.failed[bad]
     assert {name: row["status"] for name, row in table(tmp_path).items()} == {bad: "failed", good: "finished"}
     assert table(tmp_path)[bad]["failure"] == found.failed[bad]
@@ -274,7 +273,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(config, left_alone, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [["--workers", "2"], ["--workers", "1"], ["--engine", "ray", "--workers", "2"]])
+@pytest.mark.parametrize("options", [["--workers", "2"], ["--engine", "ray", "--workers", "2"]])
 def test_sigterm_leaves_checkpoints_and_the_same_command_goes_on(config, left_alone, tmp_path, options):
     out = tmp_path / "all"
     with start(config, out, *options) as process:

@@ -1,7 +1,11 @@
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -220,6 +224,25 @@ def test_studies_in_processes_end_with_those_of_one(tmp_path):
             for column in row.keys() - {"seconds"}:
                 expected = row[column] if isinstance(row[column], str) else pytest.approx(row[column], rel=1e-4)
                 assert other[column] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_study_whose_process_is_killed_is_done_again(tmp_path):
+    names = ["linear-pca", "constraint"]
+    command = [sys.executable, "-m", "vaentropy", "reproduce", *names, "--replicates", "1", "--workers", "2"]
+    with subprocess.Popen([*command, "--out", tmp_path], stdout=subprocess.PIPE, text=True) as process:
+        children, end = Path(f"/proc/{process.pid}/task/{process.pid}/children"), time.monotonic() + 60
+        workers: list[str] = []
+        while len(workers) < 2 and time.monotonic() < end:
+            time.sleep(0.1)
+            each = children.read_text().split()
+            workers = [pid for pid in each if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        time.sleep(4)  # in the middle of a study, or before its beginning
+        os.kill(int(workers[0]), signal.SIGKILL)
+        out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and {line.split(":")[0] for line in out.splitlines()} == set(names)
+    assert all((tmp_path / name / file).is_file() for name in names for file in (RECORD, TABLE, FIGURE))
 
 
 def test_errors_of_processes_are_those_of_this_one():

@@ -158,6 +158,8 @@ class _Plan:
             DataError: files in it are damaged.
         """
         stored = self._stored()
+        if overwrite:
+            self._replaced(stored)
         if stored is None or overwrite:
             return dict.fromkeys(self.runs, NEW)
         how = "name another folder with --out, or replace it with --overwrite"
@@ -194,13 +196,20 @@ class _Plan:
             raise DataError(f"{path} was made by a newer vaentropy; update it with: pip install --upgrade vaentropy")
         return stored
 
+    def _replaced(self, stored: Mapping[str, Any] | None) -> list[Combination]:
+        """The runs of a sweep that is to be replaced."""
+        if stored is None:
+            return []
+        try:
+            return combinations(RunConfig.from_dict(stored["config"]), stored["vary"], stored["num_seeds"])
+        except UsageError as error:
+            how = "put it back, or remove it and the runs beside it"
+            raise DataError(f"{self.folder / REQUEST} does not say what sweep this is ({error}); {how}") from error
+
     def begin(self, overwrite: bool) -> None:
         """Write what is asked for and the table; what is replaced is gone before."""
-        stored = self._stored()
-        if stored is not None and overwrite:
-            config = RunConfig.from_dict(stored["config"], str(self.folder / REQUEST))
-            for run in combinations(config, stored["vary"], stored["num_seeds"]):
-                remove(RunFolder(self.folder / run.name))
+        for run in self._replaced(self._stored()) if overwrite else ():
+            remove(RunFolder(self.folder / run.name))
         request = {"schema_version": SCHEMA_VERSION, **self.request}
         write_text(self.folder / REQUEST, to_json(request, indent=1) + "\n")
         self.read()
