@@ -25,6 +25,7 @@ CHANGEABLE = (
     "model",
     "epochs",
     "batch_size",
+    "micro_batch_size",
     "learning_rate",
     "schedule",
     "variances",
@@ -88,6 +89,7 @@ class RunConfig:
     hidden: tuple[int, ...] = _setting((50, 50), "Widths (conv: channels) of the encoder's layers.")
     epochs: int = _setting(500, "Passes over the data.")
     batch_size: int = _setting(200, "Points per step.")
+    micro_batch_size: int | None = _setting(None, "Points per pass forward and back, to save memory; default: all.")
     learning_rate: float = _setting(5e-3, "Of Adam.")
     schedule: str = _setting("one_cycle", "Of the learning rate: one_cycle, cosine or constant.", SCHEDULES)
     variances: str = _setting("analytic", "analytic, or learned by gradient.", ("analytic", "learned"))
