@@ -7,6 +7,7 @@ here end with an activation, and decoders begin with one: the layer before it, f
 import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate, chain, pairwise
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -16,9 +17,10 @@ from vaentropy._typing import Tensor
 from vaentropy.checks import require_count, require_counts
 from vaentropy.errors import UsageError, shown
 
-__all__ = ["ConvDecoder", "ConvEncoder", "MLPDecoder", "MLPEncoder", "as_shape"]
+__all__ = ["ConvDecoder", "ConvEncoder", "MLPDecoder", "MLPEncoder", "as_shape", "keep_activations"]
 
 Activation = Callable[[], nn.Module]
+Network = TypeVar("Network", bound=nn.Module)
 # A 4×4 kernel with stride 2 and padding 1 halves the size, and its transpose doubles it.
 KERNEL_SIZE, STRIDE, PADDING = 4, 2, 1
 
@@ -97,6 +99,14 @@ def _sizes(data_shape: tuple[int, ...], steps: int) -> list[tuple[int, int]]:
             f"{steps} layers given for images of {height}×{width}, which can be halved fewer times; use fewer"
         )
     return [(height >> step, width >> step) for step in range(steps + 1)]
+
+
+def keep_activations(model: Network) -> Network:
+    """The model, changed in place to compute no activation again."""
+    for module in model.modules():
+        if isinstance(module, _Convolutions):
+            module.recompute = False
+    return model
 
 
 def _draws(layer: nn.Module) -> bool:

@@ -90,10 +90,10 @@ def fit(
         held_out: the same, evaluated along with the training data; never trained on.
         epochs: passes over the data. Every point is used in each.
         batch_size: points per step at most; the batches of an epoch are of nearly equal size.
-        micro_batch_size: rows per forward and backward pass at most, where a batch takes more memory than there is; None
-            takes a batch at once. The step stays that of the whole batch, to rounding: gradients of the parts add up,
-            and analytic variances are set by a pass without gradients before, which takes a third of the time more.
-            BatchNorm in train mode is refused. Steps are not recorded as CUDA graphs. Training may be resumed with
+        micro_batch_size: rows per forward and backward pass at most, for batches that take more memory than there is;
+            None takes all. The step stays that of the whole batch, to rounding: gradients of the parts add up, and
+            analytic variances are set by a pass without gradients before, which takes a third of the time more.
+            BatchNorm in train mode is refused, and nothing is recorded as a CUDA graph. Training may be resumed with
             another one.
         learning_rate: of Adam; the highest one under "one_cycle" and "cosine".
         schedule: "one_cycle", up and down again over all steps (Smith & Topin, arXiv:1708.07120);
