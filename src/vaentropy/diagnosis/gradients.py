@@ -34,7 +34,7 @@ __all__ = ["GradientCheck", "MoveCheck", "StepCheck", "gradient_check", "trainab
 # Points, at the least, at which moves and curvature are looked at, and at which a step is measured.
 LINEARISED, MEASURED = 300, 4000
 # But of large ones only as many as hold so many numbers: a linearisation has several graphs of the model.
-LINEARISED_VALUES, FEWEST_LINEARISED = 2**22, 8
+LINEARISED_VALUES, FEWEST_LINEARISED = 2**20, 8
 # Where the cosine between the gradients of reconstruction and KL is above this, some β balances them.
 ALIGNED = 0.95
 # A β counts as another one if it differs by this fraction.
