@@ -110,8 +110,8 @@ def keep_activations(model: Network) -> Network:
 
 
 def _draws(layer: nn.Module) -> bool:
-    """Whether a layer may draw random numbers: those of a user may, PyTorch's activations but for one do not."""
-    return isinstance(layer, nn.RReLU) or not layer.__module__.startswith("torch.nn.modules.")
+    """Whether a layer may draw random numbers: those of a user may, PyTorch's that are taken here do not."""
+    return not layer.__module__.startswith("torch.nn.modules.")
 
 
 class _Convolutions(nn.Sequential):
@@ -126,6 +126,9 @@ class _Convolutions(nn.Sequential):
         if not isinstance(recompute, bool):
             raise UsageError(f"recompute={shown(recompute)} given, expected True or False")
         super().__init__(*chain.from_iterable(segments))
+        if recompute and any(isinstance(layer, nn.RReLU) for layer in self):
+            # PyTorch gets its gradients wrong where it is computed again.
+            raise UsageError("RReLU given with recompute=True, expected an activation without random slopes")
         self.recompute = recompute
         self._ends = tuple(accumulate(len(segment) for segment in segments))
 
