@@ -18,6 +18,7 @@ NAMES = (
     "ideas",
     "compiling",
     "gpu",
+    "large",
     "growth",
     "defaults",
     "learning_rate",

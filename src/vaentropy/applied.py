@@ -55,7 +55,9 @@ class Applied(nn.Module):
         return Given(self, checked_condition(self, condition))
 
     def _batch_size(self, batch_size: int | None) -> int:
-        return affordable(BATCH_SIZE, self.data_shape) if batch_size is None else require_count("batch_size", batch_size)
+        return (
+            affordable(BATCH_SIZE, self.data_shape) if batch_size is None else require_count("batch_size", batch_size)
+        )
 
     def _parts(self, x: Tensor, shape: tuple[int, ...], batch_size: int) -> Sequence[Tensor]:
         if not isinstance(x, Tensor) or tuple(x.shape[1:]) != shape:

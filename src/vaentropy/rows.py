@@ -19,9 +19,7 @@ REMEDY = "drop or impute it"
 BATCH_VALUES = 2**21
 
 
-def affordable(
-    num_rows: int, data_shape: Sequence[int], num_values: int = BATCH_VALUES, *, fewest: int = 1
-) -> int:
+def affordable(num_rows: int, data_shape: Sequence[int], num_values: int = BATCH_VALUES, *, fewest: int = 1) -> int:
     """So many rows, or of large data points as many as hold so many numbers, but no fewer than the fewest."""
     return min(num_rows, max(fewest, num_values // max(1, math.prod(data_shape))))
 

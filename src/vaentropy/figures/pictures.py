@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 

@@ -1,6 +1,5 @@
 """What the pictures of a model need, computed once: a few hundred points with their latents and reconstructions."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
