@@ -64,8 +64,7 @@ def test_gradients_are_the_same_to_the_bit(activation, precision):
 @pytest.mark.parametrize(("precision", "most"), [("full", 0.6), ("bf16", 0.7)])
 def test_less_is_kept_for_the_backward_pass(precision, most):
     with_all, with_few = (kept_for_backward(made(each, activation=nn.SiLU), precision) for each in (False, True))
-    # Of (8, 16, 16) channels, twice each (before and after SiLU), what is left is the input of the last convolution, its
-    # output and the data.
+    # Of all activations, before SiLU and after, what is left is the input of the last convolution and its output.
     assert with_few < most * with_all
 
 

@@ -82,8 +82,8 @@ def fit_replicates(
     A model that diverges goes back to the end of its last good epoch and stays there, as its `History.stopped` says
     (where even these weights have no finite ELBO, `train` is None); the others go on. There are no checkpoints,
     rollbacks, `patience` or `plateau`: use `fit` for these, as for `compile`, `precision` and `micro_batch_size`;
-    models that go together compute no activation again (`recompute` of convolutions). In a group of torch.distributed each
-    process trains all the models that it is given, and knows nothing of the others.
+    models that go together compute no activation again (`recompute` of convolutions). In a group of torch.distributed
+    each process trains all the models that it is given, and knows nothing of the others.
 
     Args:
         models: of the same layers, device and dtype; without dropout or other randomness of their own.
