@@ -40,6 +40,8 @@ OPTIONS = [
     with_options("seed-huge", "--seed 99999999999999999999", "seed=99999999999999999999"),
     with_options("threads-huge", "--threads 1000000", "threads=1000000"),
     with_options("batch-size-0", "--batch-size 0", "batch_size=0"),
+    with_options("micro-batch-size-0", "--micro-batch-size 0", "micro_batch_size=0"),
+    with_options("recompute-without-conv", "--recompute", "recompute=True", "network='mlp'", "conv"),
     with_options("clip-norm-0", "--clip-norm 0", "clip_norm=0"),
     with_options("patience-without-held-out", "--patience 2 --held-out 0", "patience=2", "held"),
     with_options("precision", "--precision fp16", "precision='fp16'", "bf16"),
