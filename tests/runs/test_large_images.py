@@ -1,13 +1,12 @@
 """A folder of images of 256×256: trained on by the command, with a report that stays small."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
-
-from vaentropy.cli import main
 
 OPTIONS = "--network conv --hidden 4,8,8,8 --latent-dim 4 --epochs 2 --batch-size 4 --micro-batch-size 2 --recompute"
 
@@ -25,13 +24,18 @@ def images(tmp_path):
     return folder
 
 
+def vaentropy(*arguments):
+    command = [sys.executable, "-m", "vaentropy", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["full", "bf16"])
 def test_train_on_a_folder_of_large_images(images, tmp_path, precision):
     run = tmp_path / "run"
     command = ["train", str(images), *OPTIONS.split(), "--precision", precision, "--out", str(run), "--json"]
-    done = CliRunner().invoke(main, command)
-    assert done.exit_code == 0, done.output
+    vaentropy(*command)
     assert (run / "report.html").stat().st_size < 3e6
     # Nothing of it has an entry for each of 196,608 pixels.
     assert (run / "evaluation.json").stat().st_size < 1e5
@@ -40,5 +44,5 @@ def test_train_on_a_folder_of_large_images(images, tmp_path, precision):
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert history[-1]["running_elbo"] > history[0]["running_elbo"]
     out = tmp_path / "x.npy"
-    done = CliRunner().invoke(main, ["reconstruct", str(run), "--out", str(out)])
-    assert done.exit_code == 0 and np.load(out).shape == (8, 3, 256, 256)
+    vaentropy("reconstruct", str(run), "--out", str(out))
+    assert np.load(out).shape == (8, 3, 256, 256)
