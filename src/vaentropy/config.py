@@ -25,6 +25,7 @@ CHANGEABLE = (
     "model",
     "epochs",
     "batch_size",
+    "micro_batch_size",
     "learning_rate",
     "schedule",
     "variances",
@@ -38,6 +39,7 @@ CHANGEABLE = (
     "max_rollbacks",
     "compile",
     "precision",
+    "recompute",
     "checkpoint_every",
     "keep_checkpoints",
     "device",
@@ -88,6 +90,7 @@ class RunConfig:
     hidden: tuple[int, ...] = _setting((50, 50), "Widths (conv: channels) of the encoder's layers.")
     epochs: int = _setting(500, "Passes over the data.")
     batch_size: int = _setting(200, "Points per step.")
+    micro_batch_size: int | None = _setting(None, "Points per pass forward and back, to save memory; default: all.")
     learning_rate: float = _setting(5e-3, "Of Adam.")
     schedule: str = _setting("one_cycle", "Of the learning rate: one_cycle, cosine or constant.", SCHEDULES)
     variances: str = _setting("analytic", "analytic, or learned by gradient.", ("analytic", "learned"))
@@ -101,6 +104,7 @@ class RunConfig:
     max_rollbacks: int = _setting(3, "How often to go back with a lower learning rate when training diverges.")
     compile: bool | None = _setting(None, "Compile training steps (needs a C++ compiler); default: where it pays.")
     precision: str = _setting("full", "Of the networks in training; bf16 for devices that have it.", PRECISIONS)
+    recompute: bool = _setting(False, "Compute activations of convolutions again going back, to save memory.")
     checkpoint_every: int | None = _setting(None, "Steps between checkpoints; default: about every 30 seconds.")
     keep_checkpoints: int = _setting(2, "Newest checkpoints that are kept.")
     seed: int = _setting(0, "Of split, weights, batches and noise.")
@@ -122,6 +126,8 @@ class RunConfig:
         for name in ("data", "data_folder"):
             if getattr(self, name) is not None:
                 require_path(name, getattr(self, name))
+        if self.recompute and self.network != "conv":
+            raise UsageError(f"recompute=True given with network={shown(self.network)}, expected conv, or no recompute")
         if self.threads is not None and self.threads > MAX_THREADS:
             raise UsageError(f"threads={self.threads} given, expected at most {MAX_THREADS}")
         if not 0 <= self.seed < 2**63:

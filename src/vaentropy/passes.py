@@ -18,7 +18,7 @@ from vaentropy.data.given import Data, as_rows
 from vaentropy.errors import DataError, UsageError, shown
 from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import in_mode
-from vaentropy.rows import REMEDY, as_tensor, fill_missing, require_finite
+from vaentropy.rows import REMEDY, affordable, as_tensor, fill_missing, require_finite
 from vaentropy.seeding import GlobalDraws, generator_of
 
 __all__ = [
@@ -45,7 +45,7 @@ KEPT_BYTES = 31 * 2**20
 def rows_per_batch(data_shape: Sequence[int], device: torch.device | None) -> int:
     """As many rows as are worth a forward pass: data of few features would spend their time between the passes."""
     values = VALUES_ON_GPU if device is not None and device.type == "cuda" else VALUES_PER_BATCH
-    return min(MOST_ROWS, max(FEWEST_ROWS, values // max(1, math.prod(data_shape))))
+    return affordable(MOST_ROWS, data_shape, values, fewest=affordable(FEWEST_ROWS, data_shape))
 
 
 def keep_freed_memory() -> None:

@@ -21,7 +21,7 @@ from vaentropy.importance import LogLikelihood, log_likelihood
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import in_mode
 from vaentropy.results import Evaluation
-from vaentropy.rows import fill_missing
+from vaentropy.rows import affordable, fill_missing
 from vaentropy.runs.build import (
     all_rows,
     build_model,
@@ -386,7 +386,7 @@ def require_data_shape(model: VAE, x: Tensor | Source) -> None:
 def _batches(parts: list[Tensor | Source]) -> Iterator[Tensor]:
     for x in parts:
         for shard in [x] if isinstance(x, Tensor) else x:
-            yield from shard.split(BATCH_SIZE)
+            yield from shard.split(affordable(BATCH_SIZE, shard.shape[1:]))
 
 
 @torch.no_grad()
