@@ -15,6 +15,7 @@ NAMES = (
     "step",
     "replicates",
     "processes",
+    "scale",
     "ideas",
     "compiling",
     "gpu",

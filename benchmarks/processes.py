@@ -31,31 +31,38 @@ QUICK_STEPS = 3
 def run(quick: bool) -> Result:
     """Seconds of an epoch of 784-512-10-512-784, and of a whole `fit`, in one process and in two, which take turns.
 
+    Two that each train on their half alone, at the same time, tell what the machine has for two.
+
     Args:
         quick: few steps.
     """
     rows: list[dict[str, Any]] = []
-    with workers(PROCESSES) as others, of_threads(1):
+    with workers(PROCESSES) as others, workers(PROCESSES, together=False) as apart, of_threads(1):
         for batch_size in BATCH_SIZES[:1] if quick else BATCH_SIZES:
-            rows.append(_row(others, batch_size, QUICK_STEPS * batch_size if quick else NUM_POINTS, quick))
+            rows.append(_row(others, apart, batch_size, QUICK_STEPS * batch_size if quick else NUM_POINTS, quick))
     notes = [
         f"One thread each, messages by gloo on one machine. An epoch is the second of {EPOCHS}, with its history and "
         "without evaluations; the whole `fit` has those at its end, with one draw per point. The ratios are of "
-        "medians, with the lowest and highest of two measured side by side."
+        "medians, with the lowest and highest of two measured side by side. Two apart: each trains a model of its own "
+        "on half of the points in half of the batch, without a message."
     ]
     return Result("Two processes", rows=rows, notes=notes)
 
 
-def _row(others: list[Connection], batch_size: int, num_points: int, quick: bool) -> dict[str, Any]:
-    one, two = [], []
-    for repetition in range(1 + (2 if quick else REPETITIONS)):
-        measured = seconds(batch_size, num_points), _in_all(others, batch_size, num_points)
-        if repetition:
-            one.append(measured[0])
-            two.append(measured[1])
+def _row(
+    others: list[Connection], apart: list[Connection], batch_size: int, num_points: int, quick: bool
+) -> dict[str, Any]:
+    measured = [
+        (
+            seconds(batch_size, num_points),
+            _in_all(others, batch_size, num_points),
+            _in_all(apart, batch_size // PROCESSES, num_points // PROCESSES),
+        )
+        for _ in range(1 + (2 if quick else REPETITIONS))
+    ][1:]
     # Of epochs, then of whole trainings.
-    (one_epoch, one_fit), (two_epoch, two_fit) = (
-        [list(times) for times in zip(*each, strict=True)] for each in (one, two)
+    (one_epoch, one_fit), (two_epoch, two_fit), (apart_epoch, _) = (
+        [list(times) for times in zip(*each, strict=True)] for each in zip(*measured, strict=True)
     )
     steps = math.ceil(num_points / batch_size)
     return {
@@ -65,6 +72,7 @@ def _row(others: list[Connection], batch_size: int, num_points: int, quick: bool
         "two, ms a step": 1000 * statistics.median(two_epoch) / steps,
         "one / two, an epoch": str(ratio(one_epoch, two_epoch)),
         "one / two, the whole fit": str(ratio(one_fit, two_fit)),
+        "one / two apart, an epoch": str(ratio(one_epoch, apart_epoch)),
     }
 
 
@@ -97,9 +105,10 @@ def _data(num_points: int) -> torch.Tensor:
 
 
 @contextmanager
-def workers(number: int) -> Iterator[list[Connection]]:
-    """Processes of one group, each of which measures what its connection is sent."""
-    context, address = mp.get_context("spawn"), f"tcp://127.0.0.1:{_free_port()}"
+def workers(number: int, *, together: bool = True) -> Iterator[list[Connection]]:
+    """Processes, of one group if they are together, each of which measures what its connection is sent."""
+    context = mp.get_context("spawn")
+    address = f"tcp://127.0.0.1:{free_port()}" if together else None
     pipes = [context.Pipe() for _ in range(number)]
     started = [
         context.Process(target=_work, args=(theirs, address, rank, number), daemon=True)
@@ -119,20 +128,23 @@ def workers(number: int) -> Iterator[list[Connection]]:
 def _in_all(connections: list[Connection], batch_size: int, num_points: int) -> tuple[float, float]:
     for connection in connections:
         connection.send((batch_size, num_points))
-    # Only the first process is told of epochs.
-    first, *_ = [connection.recv() for connection in connections]
-    return first
+    # Of a group only the first process is told of epochs; others report 0.
+    epochs, fits = zip(*(connection.recv() for connection in connections), strict=True)
+    return max(epochs), max(fits)
 
 
-def _work(connection: Connection, address: str, rank: int, size: int) -> None:
+def _work(connection: Connection, address: str | None, rank: int, size: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
+    if address is not None:
+        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
     while (asked := connection.recv()) is not None:
         connection.send(seconds(*asked))
-    dist.destroy_process_group()
+    if address is not None:
+        dist.destroy_process_group()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

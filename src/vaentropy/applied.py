@@ -3,14 +3,13 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import nn
 from torch.distributions import Distribution
 
 from vaentropy._typing import Float, Num, Tensor
-from vaentropy.checks import require_count, require_seed
+from vaentropy.checks import require_choice, require_count, require_seed
 from vaentropy.conditions import Given, checked_condition, require_condition
 from vaentropy.errors import DataError
 from vaentropy.modes import in_mode
@@ -82,7 +81,7 @@ class Applied(nn.Module):
         x: Num[Tensor, "N *data"],
         *,
         condition: Num[Tensor, "*n k"] | None = None,
-        missing: Literal["error", "ignore"] = "error",
+        missing: str = "error",
         batch_size: int | None = None,
     ) -> Float[Tensor, "N H"]:
         """Posterior means ν(x), (N, H), of x (N, *data_shape).
@@ -97,10 +96,11 @@ class Applied(nn.Module):
 
         Raises:
             DataError: data of another shape, or not finite.
-            UsageError: a condition for a model without one, or none for a conditional one.
+            UsageError: a condition for a model without one, or none for a conditional one, or another wrong argument.
         """
         batch_size = self._batch_size(batch_size)
         parts = self._parts(x, self.data_shape, batch_size)
+        require_choice("missing", missing, ("error", "ignore"))
         if missing == "ignore":
             parts = [fill_missing(part)[0] for part in parts]
         for part in parts:
@@ -129,7 +129,7 @@ class Applied(nn.Module):
         x: Num[Tensor, "N *data"],
         *,
         condition: Num[Tensor, "*n k"] | None = None,
-        missing: Literal["error", "ignore"] = "error",
+        missing: str = "error",
         batch_size: int | None = None,
     ) -> Float[Tensor, "N *data"]:
         """Means of p(x|z) at the posterior means, (N, *data_shape); arguments and errors are those of `encode`."""

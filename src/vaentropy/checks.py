@@ -2,13 +2,14 @@
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vaentropy.errors import UsageError, shown
+from vaentropy.errors import UsageError, nearest, shown
 
 __all__ = [
+    "require_choice",
     "require_count",
     "require_counts",
     "require_function",
@@ -87,6 +88,18 @@ def require_instance(name: str, value: Any, kinds: type | tuple[type, ...], expe
     """
     if not isinstance(value, kinds):
         raise UsageError(f"{name}={shown(value)} ({type(value).__name__}) given, expected {expected}")
+
+
+def require_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """One of some words.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if value not in choices:
+        hint = nearest(value, choices) if isinstance(value, str) else ""
+        raise UsageError(f"{name}={shown(value)} given, {hint}expected {' or '.join(map(repr, choices))}")
+    return value
 
 
 def require_function(name: str, value: Any) -> None:

@@ -31,6 +31,7 @@ CHANGEABLE = (
     "variances",
     "clip_norm",
     "beta",
+    "warmup",
     "num_samples",
     "evaluation_samples",
     "evaluate_every",
@@ -96,6 +97,7 @@ class RunConfig:
     variances: str = _setting("analytic", "analytic, or learned by gradient.", ("analytic", "learned"))
     clip_norm: float | None = _setting(None, "Largest norm of the gradient; default: none.")
     beta: float = _setting(1.0, "Weight of the KL term.")
+    warmup: float = _setting(0.0, "Fraction of training in which that weight rises from 0; default: none.")
     num_samples: int = _setting(1, "Draws of z per point and step.")
     evaluation_samples: int | None = _setting(None, "Draws of z per point to evaluate; default: 16, fewer for many.")
     evaluate_every: int | None = _setting(None, "Epochs between held-out evaluations; default: ten of them.")
@@ -130,6 +132,8 @@ class RunConfig:
             raise UsageError(f"recompute=True given with network={shown(self.network)}, expected conv, or no recompute")
         if self.threads is not None and self.threads > MAX_THREADS:
             raise UsageError(f"threads={self.threads} given, expected at most {MAX_THREADS}")
+        if not 0 <= self.warmup <= 1:
+            raise UsageError(f"warmup={shown(self.warmup)} given, expected a fraction of training, from 0 to 1")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed={shown(self.seed)} given, expected a whole number from 0 to 2^63 - 1")
         self.settings()
@@ -142,6 +146,7 @@ class RunConfig:
         """
         # Here, since these import PyTorch.
         from vaentropy.expectation import MonteCarlo
+        from vaentropy.training.schedules import warmup
         from vaentropy.training.settings import Settings
 
         own = {f.name for f in fields(self)}
@@ -150,6 +155,8 @@ class RunConfig:
         if self.evaluation_samples is not None:
             chosen["evaluation_expectation"] = MonteCarlo(self.evaluation_samples)
         Settings(**chosen)
+        if self.warmup:
+            chosen["beta"] = warmup(self.warmup, self.beta)
         return chosen
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`World`: the processes that train one model together, by torch.distributed; one process alone is a world as well."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -16,6 +16,7 @@ from vaentropy.errors import TrainingError, VaentropyError
 
 __all__ = [
     "ALONE",
+    "FailedElsewhere",
     "Packet",
     "SoFar",
     "World",
@@ -31,6 +32,18 @@ Held = TypeVar("Held")
 Combine = Callable[[Tensor, Tensor], Tensor]
 CPU = torch.device("cpu")
 ABOUT = "about"  # the name under which a packet has its values beside the tensors
+
+
+class FailedElsewhere(TrainingError):
+    """What another process has met, and tells of, ends this one as well.
+
+    Args:
+        what: failed.
+        size: number of processes.
+    """
+
+    def __init__(self, what: str, size: int):
+        super().__init__(f"{what} failed in another one of {size} processes; see what that one says")
 
 
 class Packet(NamedTuple):
@@ -130,6 +143,24 @@ class World:
         with self._talking():
             dist.all_gather(list(gathered.unbind()), x)
         return gathered
+
+    def exchange(self, sent: Sequence[tuple[Tensor, int]], received: Sequence[tuple[Tensor, int]]) -> None:
+        """Send tensors of the CPU to other processes while some of theirs come in.
+
+        Args:
+            sent: each with the process that it goes to.
+            received: each with the process that it comes from; filled in place. Between two processes they come in the
+                order in which they were sent.
+        """
+        outgoing = [(x.contiguous().to(self.device), rank) for x, rank in sent]
+        incoming = [(x, torch.empty_like(x, device=self.device), rank) for x, rank in received]
+        messages = [dist.P2POp(dist.isend, x, rank) for x, rank in outgoing]
+        messages += [dist.P2POp(dist.irecv, x, rank) for _, x, rank in incoming]
+        with self._talking():
+            for work in dist.batch_isend_irecv(messages) if messages else ():
+                work.wait()
+        for into, x, _ in incoming:
+            into.copy_(x)
 
     def spread(self, *tensors: Tensor) -> None:
         """Give all processes the values that tensors have in the first."""

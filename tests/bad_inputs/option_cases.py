@@ -33,6 +33,8 @@ OPTIONS = [
     with_options("learning-rate-inf", "--learning-rate inf", "learning_rate=inf", "positive"),
     with_options("learning-rate-negative", "--learning-rate=-1", "learning_rate=-1", "positive"),
     with_options("beta-negative", "--beta=-1", "beta=-1"),
+    with_options("warmup-negative", "--warmup=-0.1", "warmup=-0.1", "from 0 to 1"),
+    with_options("warmup-above-1", "--warmup 1.5", "warmup=1.5"),
     with_options("beta-nan", "--beta nan", "beta=nan"),
     with_options("held-out-nan", "--held-out nan", "held_out", "nan"),
     with_options("held-out-1", "--held-out 1", "held_out", "[0, 1)"),

@@ -117,6 +117,7 @@ MODELS = [
     calling("model-sample-negative", lambda: model().sample(-1), "num_samples=-1"),
     calling("model-sample-text", lambda: model().sample(OTHER), "num_samples='other'"),
     calling("model-sample-seed", lambda: model().sample(2, seed=OTHER), "seed='other'"),
+    calling("model-encode-missing", lambda: model().encode(X, missing="ignored"), "missing='ignored'", "'ignore'"),
     calling("model-encode-batch-size", lambda: model().encode(X, batch_size=0), "batch_size=0"),
 ]
 

@@ -10,7 +10,7 @@ def test_a_row_for_each_batch_size():
     (row,) = run(quick=True).rows
     assert (row["batch"], row["points"]) == (256, 768)
     assert row["one process, ms a step"] > 0 and row["two, ms a step"] > 0
-    assert "(" in row["one / two, an epoch"] and "(" in row["one / two, the whole fit"]
+    assert all("(" in row[f"one / two{what}"] for what in (", an epoch", ", the whole fit", " apart, an epoch"))
 
 
 def test_an_epoch_is_a_part_of_a_training():

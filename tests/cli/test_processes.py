@@ -6,13 +6,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from vaentropy.cli import main
+from vaentropy.cli.launched import _speaks
+from vaentropy.errors import DataError
+from vaentropy.processes import FailedElsewhere
 
 SETTINGS = ["--epochs", "60", "--hidden", "8", "--batch-size", "20", "--no-report"]
 COMMAND = [sys.executable, "-m", "vaentropy"]
@@ -141,6 +146,18 @@ def test_a_process_that_is_killed_ends_all(alone, tmp_path, killed):
     assert f"vaentropy: process {1 - killed} of 2 has lost another one" in err and err.count("vaentropy: ") == 1
     if killed == 1:
         assert json.loads((run / "manifest.json").read_text())["status"].startswith("failed: process 0 of 2")
+
+
+def test_the_process_that_has_met_a_failure_tells_of_it():
+    """And not one that ends because of it, even where that one is faster."""
+    store, spoke = dist.HashStore(), []
+    elsewhere = FailedElsewhere("reading", 2)
+    other = threading.Thread(target=lambda: spoke.append(_speaks(elsewhere, 0, store)))
+    other.start()
+    time.sleep(0.05)
+    assert not spoke and _speaks(DataError("no number"), 1, store)
+    other.join()
+    assert spoke == [False]
 
 
 def test_variables_that_hold_no_number_are_a_mistake(monkeypatch, capsys):

@@ -13,7 +13,7 @@ import vaentropy as ve
 from vaentropy.diagnosis import implied_variance
 from vaentropy.diagnosis.rules.finding import _as_student
 from vaentropy.errors import UsageError
-from vaentropy.networks import MLPEncoder
+from vaentropy.networks import MLPDecoder, MLPEncoder
 
 F64 = torch.float64
 
@@ -48,6 +48,21 @@ def test_the_linear_optimum_is_clean_and_its_neighbour_is_not():
     finding = moved["not_stationary"]
     best = float(optimum().mean_log_likelihood(ve.linear.DataMoments.of(X)).detach())
     assert finding.level == "problem" and 0 < finding.nats <= best - moved.train.elbo + 0.01
+
+
+def test_a_variance_at_its_floor_is_told():
+    torch.manual_seed(0)
+    networks = MLPEncoder(6, (8,)), MLPDecoder((8,))
+    likelihood = ve.Gaussian(variance="per_feature", floor=1e-4)
+    model = ve.VAE(*networks, data_shape=6, latent_dim=2, likelihood=likelihood).double().eval()
+    x = X.clone()
+    x[:, 3] = 1.0
+    assert "variance_floor" not in kinds(ve.diagnose(model, x, gradients=False))
+    with torch.no_grad():
+        model.head.log_variance[3] = math.log(1e-5)
+    finding = ve.diagnose(model, x, gradients=False)["variance_floor"]
+    assert finding.level == "note" and "floor of 0.0001 for 16.7% of the features" in finding.verdict
+    assert "1 of 6 features hardly vary" in finding.verdict and finding.remedy.startswith("leave them out")
 
 
 def test_decoder_too_confident_or_not_enough():

@@ -12,7 +12,7 @@ from ..pages import DOCS, blocks, run, same
 QUESTIONS = DOCS / "questions"
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if blocks(page.read_text(encoding="utf-8"))]
 # Trainings of several candidates.
-SLOW = tuple(f"questions/{name}.md" for name in ("latent_dimensions", "warmup", "collapse"))
+SLOW = ("conditional.md", *(f"questions/{name}.md" for name in ("latent_dimensions", "warmup", "collapse")))
 # A page that is not made of whole programs takes names for granted.
 GIVEN = "diagnosis.md"
 

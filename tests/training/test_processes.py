@@ -83,7 +83,7 @@ def test_the_trainings_are_what_they_are_called(processes):
 
 @pytest.mark.slow
 def test_three_processes_with_batches_of_two_rows(tmp_path):
-    three = in_processes(3, tmp_path, "few rows, vae3", "vae1")
+    three = in_processes(3, tmp_path, "few rows, vae3", "vae1", "a source of many windows")
     for name in three[0]:
         same_as_one(name, three[:2])
         same_as_one(name, three[1:])
@@ -108,6 +108,21 @@ def test_each_row_is_seen_by_one_process(tmp_path):
     assert len(together) == STEPS and sum(together) == 203 * OPTIONS["epochs"]
     assert max(first["shares"]["rows"]) <= 10
     assert (first["callbacks"]["called"], second["callbacks"]["called"]) == (OPTIONS["epochs"], 0)
+
+
+@pytest.mark.slow
+def test_each_shard_is_read_by_one_process(tmp_path):
+    first, second = in_processes(2, tmp_path, "reads")
+    shards = list(range(first["reads"]["shards"]))
+    for one, two in zip(first["reads"]["epochs"], second["reads"]["epochs"], strict=True):
+        assert sorted(one + two) == shards and abs(len(one) - len(two)) <= 2
+
+
+@pytest.mark.slow
+def test_what_one_process_cannot_read_is_said_by_all(tmp_path):
+    said = sorted(process["unreadable"]["said"] for process in in_processes(2, tmp_path, "unreadable"))
+    assert said[0].startswith("DataError: data: row ") and "column 2" in said[0]
+    assert said[1] == "FailedElsewhere: reading failed in another one of 2 processes; see what that one says"
 
 
 # --- Checkpoints ------------------------------------------------------------------------------------------------------
@@ -172,7 +187,7 @@ def test_what_cannot_be_shared_is_refused_by_all(tmp_path):
     for name, text in expected.items():
         assert first[name].startswith(text) and first[name] == second[name], name
     assert "history.jsonl that no checkpoint goes with" in first["folder"]
-    assert first["held-out data"].startswith("TrainingError: an evaluation failed in another one of 2 processes")
+    assert first["held-out data"].startswith("FailedElsewhere: an evaluation failed in another one of 2 processes")
     assert second["held-out data"].startswith("DataError: the data: row 30, column 2")
 
 

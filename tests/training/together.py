@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from vaentropy import VAE, Gaussian, MonteCarlo, given, vae0, vae1, vae2, vae3
-from vaentropy.data import Rows, pca
+from vaentropy.data import Rows, batches, pca
 from vaentropy.errors import VaentropyError
 from vaentropy.expectation import Frozen, GaussHermite
 from vaentropy.likelihoods import Bernoulli
@@ -94,6 +95,11 @@ TRAININGS = {
     "few rows, vae3": (lambda: made(vae3), of_few_rows()),
     "convolutions": (convolutional, {"data": IMAGES, "held_out": None, "batch_size": 9, "epochs": 8}),
     "a source": (made, {"data": Rows(X, shard_size=17), "held_out": Rows(HELD_OUT, shard_size=7)}),
+    "a source of many windows": (made, {"data": Rows(X, shard_size=17), "held_out": None}),
+    "a source of windows smaller than batches": (
+        lambda: made(vae3),
+        {"data": Rows(X, shard_size=3), "held_out": None, "epochs": 60, "batch_size": 50},
+    ),
     "conditions": (
         lambda: made(vae3, condition=2),
         {"data": given(X, X[:, :2].square()), "held_out": given(HELD_OUT, HELD_OUT[:, :2].square())},
@@ -124,7 +130,18 @@ def train(name, folder=None, **others):
     model = make()
     options = {**OPTIONS, "data": X, "held_out": HELD_OUT, **options, **others}
     data = options.pop("data")
-    return model, fit(model, data, **options)
+    with small_windows() if "windows" in name else nullcontext():
+        return model, fit(model, data, **options)
+
+
+@contextmanager
+def small_windows(rows=30):
+    """What is shuffled together is so many rows of the data here, at the most."""
+    before, batches.BUFFER_BYTES = batches.BUFFER_BYTES, rows * X[0].numel() * X.itemsize
+    try:
+        yield
+    finally:
+        batches.BUFFER_BYTES = before
 
 
 def kept(model, history):
@@ -146,6 +163,52 @@ def shares(folder):
     model.encoder.register_forward_hook(lambda module, rows, features: seen.append((module.training, len(rows[0]))))
     fit(model, X, **OPTIONS)
     return {"rows": [count for training, count in seen if training]}
+
+
+class Counted(Rows):
+    """Rows, and the shards that were read."""
+
+    def __init__(self, x, **options):
+        super().__init__(x, **options)
+        self.was_read = []
+
+    def read(self, shard):
+        self.was_read.append(shard)
+        return super().read(shard)
+
+
+def reads(folder):
+    """Which shards a process reads in each epoch of a training, and how many there are."""
+    from vaentropy.training import loop
+
+    source, of_epochs, real = Counted(X, shard_size=17), [], loop.Loop._epoch
+
+    def epoch(self):
+        source.was_read.clear()
+        real(self)
+
+    def end_epoch(self, means, end=loop.Loop._end_epoch):
+        of_epochs.append(list(source.was_read))  # before evaluations
+        end(self, means)
+
+    loop.Loop._epoch, end_before, loop.Loop._end_epoch = epoch, loop.Loop._end_epoch, end_epoch
+    try:
+        with small_windows():
+            fit(made(), source, **{**OPTIONS, "epochs": 3})
+    finally:
+        loop.Loop._epoch, loop.Loop._end_epoch = real, end_before
+    return {"epochs": of_epochs, "shards": len(source.shard_sizes)}
+
+
+def unreadable(folder):
+    """A row that cannot be used, which one process reads, and what both say."""
+    x = X.clone()
+    x[150, 2] = torch.nan
+    try:
+        with small_windows():
+            fit(made(), Rows(x, shard_size=17), **OPTIONS)
+    except VaentropyError as error:
+        return {"said": f"{type(error).__name__}: {error}"}
 
 
 def callbacks(folder):
@@ -287,7 +350,7 @@ def lost(folder):
 
 DEEDS = {
     deed.__name__: deed
-    for deed in (shares, callbacks, cut, resumed, interrupted, interrupted_evaluation, refused, lost)
+    for deed in (shares, reads, unreadable, callbacks, cut, resumed, interrupted, interrupted_evaluation, refused, lost)
 }
 
 

@@ -76,8 +76,12 @@ def _begin() -> Any:
 
 def _speaks(error: BaseException, rank: int, store: Any) -> bool:
     """Whether this process says what has happened: of a signal the first one, of all else whoever meets it first."""
+    from vaentropy.processes import FailedElsewhere
+
     interrupted = isinstance(error, KeyboardInterrupt)
     try:
+        if isinstance(error, FailedElsewhere):
+            store.wait([FAILED], PATIENCE)  # for the one that it failed in
         if not interrupted:
             return store.add(FAILED, 1) == 1
         store.set(ENDED, "1") if rank == 0 else store.wait([ENDED], PATIENCE)

@@ -6,6 +6,7 @@ from vaentropy.data.coding import Coding, one_hot
 from vaentropy.data.dataset import Dataset, split
 from vaentropy.data.formats.idx import read_idx
 from vaentropy.data.loading import load
+from vaentropy.data.scaling import Scaling
 from vaentropy.data.source import Rows, Source
 from vaentropy.data.synthetic import LinearGaussian, pca, pca_log_likelihood, pca_ring
 
@@ -15,6 +16,7 @@ __all__ = [
     "Dataset",
     "LinearGaussian",
     "Rows",
+    "Scaling",
     "Source",
     "load",
     "names",

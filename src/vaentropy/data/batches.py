@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +13,25 @@ from vaentropy.data.source import Source
 from vaentropy.errors import UsageError
 from vaentropy.seeding import generator_of
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "Window"]
 
 BUFFER_BYTES = 64 * 2**20  # rows of a source that are shuffled together; a shard above that is taken whole
+
+
+class Window(NamedTuple):
+    """Shards of a source that are shuffled together.
+
+    Attributes:
+        number: in the epoch.
+        shards: which ones.
+        first: number of its first row in the epoch.
+        end: number of the row after its last.
+    """
+
+    number: int
+    shards: tuple[int, ...]
+    first: int
+    end: int
 
 
 class Batches:
@@ -73,27 +90,28 @@ class Batches:
             yield x.index_select(0, order[self.bound(batch) : self.bound(batch + 1)])
 
     def _of_source(self, source: Source, number: int, start: int) -> Iterator[Tensor]:
-        windows = self._windows(source, number)
-        ends = list(accumulate(sum(source.shard_sizes[shard] for shard in window) for window in windows))
         batch, rest = start, None  # rows that the next batch begins with, from windows before
-        for number_of_window, (window, end) in enumerate(zip(windows, ends, strict=True)):
-            first = 0 if number_of_window == 0 else ends[number_of_window - 1]
-            begun = self.bound(batch) if rest is None else first
-            if begun >= end or batch == len(self):
+        for window in self.windows(number):
+            begun = self.bound(batch) if rest is None else window.first
+            if begun >= window.end or batch == len(self):
                 continue
-            rows = _read(source, window, generator_of(self.seed, "window", number, number_of_window))
-            while batch < len(self) and (bound := self.bound(batch + 1)) <= end:
-                piece = rows[begun - first : bound - first]
+            rows = self.read(number, window)
+            while batch < len(self) and (bound := self.bound(batch + 1)) <= window.end:
+                piece = rows[begun - window.first : bound - window.first]
                 yield piece if rest is None else torch.cat([rest, piece])
                 batch, begun, rest = batch + 1, bound, None
-            if begun < end:
+            if begun < window.end:
                 # A copy, so that this window can go before the next one comes.
-                piece = rows[begun - first :].clone()
+                piece = rows[begun - window.first :].clone()
                 rest = piece if rest is None else torch.cat([rest, piece])
             del rows
 
-    def _windows(self, source: Source, number: int) -> list[list[int]]:
-        """Shards to shuffle together."""
+    # Windows, of a source alone.
+
+    def windows(self, number: int) -> list[Window]:
+        """The windows of an epoch, in their order."""
+        source = self.data
+        assert isinstance(source, Source)
         row_bytes = math.prod(source.data_shape) * source.dtype.itemsize
         generator = generator_of(self.seed, "shards", number)
         windows, room = [], 0
@@ -104,18 +122,20 @@ class Batches:
                 room = BUFFER_BYTES
             windows[-1].append(shard)
             room -= size
-        return windows
+        ends = list(accumulate(sum(source.shard_sizes[shard] for shard in window) for window in windows))
+        return list(map(Window, range(len(windows)), map(tuple, windows), [0, *ends], ends))
 
-
-def _read(source: Source, window: list[int], generator: torch.Generator) -> Tensor:
-    """The rows of some shards in random order."""
-    total = sum(source.shard_sizes[shard] for shard in window)
-    order = torch.randperm(total, generator=generator, device="cpu")
-    rows = torch.empty(total, *source.data_shape, dtype=source.dtype, device="cpu")
-    row = 0
-    for shard in window:
-        size = source.shard_sizes[shard]
-        if size:
-            rows[order[row : row + size]] = source.read(shard)
-        row += size
-    return rows
+    def read(self, number: int, window: Window) -> Tensor:
+        """The rows of a window of an epoch in their order, (end - first, *data_shape)."""
+        source = self.data
+        assert isinstance(source, Source)
+        total = window.end - window.first
+        order = torch.randperm(total, generator=generator_of(self.seed, "window", number, window.number), device="cpu")
+        rows = torch.empty(total, *source.data_shape, dtype=source.dtype, device="cpu")
+        row = 0
+        for shard in window.shards:
+            size = source.shard_sizes[shard]
+            if size:
+                rows[order[row : row + size]] = source.read(shard)
+            row += size
+        return rows

@@ -24,6 +24,8 @@ from vaentropy.modes import Mode
 from vaentropy.moments import DataMoments
 from vaentropy.passes import Batch
 from vaentropy.results import Evaluation
+from vaentropy.training.floor import at_floor, explain_floor
+from vaentropy.vae import VAE
 
 __all__ = ["Decay", "Evidence", "Thresholds", "gather"]
 
@@ -81,6 +83,7 @@ class Evidence:
         beta: that the user says training had; None if nothing was said.
         decays: what weight decay shifts, where it is part of the gradient.
         decoupled: whether an optimiser with decoupled weight decay moves the parameters (AdamW).
+        floor: why σ² is held at its floor, one line; None where it is not, or the model is no `VAE`.
         thresholds: when something is a problem.
         untested: what was not tested, and why.
     """
@@ -95,6 +98,7 @@ class Evidence:
     beta: float | None
     decays: tuple[Decay, ...]
     decoupled: bool
+    floor: str | None
     thresholds: Thresholds
     untested: tuple[str, ...]
 
@@ -245,6 +249,7 @@ def gather(
         beta=beta,
         decays=decays,
         decoupled=decoupled,
+        floor=_floor(reading, data),
         thresholds=thresholds,
         untested=tuple(untested),
     )
@@ -287,6 +292,14 @@ def _mode_difference(reading: Reading, data: Data, expectation: Expectation) -> 
 
     difference = elbo(other) - elbo(reading.mode)
     return float(difference.mean()), float(difference.std() / len(x) ** 0.5) if len(x) > 1 else math.nan
+
+
+def _floor(reading: Reading, data: Data) -> str | None:
+    if not isinstance(reading.model, VAE) or reading.bind is not None:
+        return None
+    x, observed = spread(reading, data, COMPARED)
+    x = x if observed is None else x.masked_fill(~observed, math.nan)
+    return explain_floor(reading.model, at_floor(reading.model, x), x)
 
 
 def _linear_elbo(reading: Reading, data: Data, train: Evaluation) -> float | str:

@@ -14,7 +14,9 @@ from vaentropy.data.given import Data, as_rows
 from vaentropy.data.source import Source
 from vaentropy.errors import DataError, UsageError
 from vaentropy.model import placement
+from vaentropy.processes import World
 from vaentropy.rows import as_tensor, require_finite
+from vaentropy.training.shares import OwnRows, own_rows
 from vaentropy.vae import VAE
 
 __all__ = ["TrainingData", "none_if_empty"]
@@ -161,6 +163,15 @@ class TrainingData:
         for batch in batches:
             self._require_finite(batch)
             yield batch.to(device=self.device, dtype=self.dtype)
+
+    def own(self, world: World, number: int, start: int = 0) -> Iterator[OwnRows]:
+        """As `epoch`, of several processes this one's rows; not of a DataLoader.
+
+        Raises:
+            VaentropyError: rows cannot be read, or are not finite; in all processes.
+        """
+        for rows, share, num_rows in own_rows(self._batches, world, number, start, self._require_finite):
+            yield OwnRows(rows.to(device=self.device, dtype=self.dtype), share, num_rows)
 
     def some(self) -> Tensor:
         """A few rows."""

@@ -1,7 +1,7 @@
 """`Loop`: steps and checkpoints, and what to do when training diverges or is interrupted."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,7 +22,8 @@ from vaentropy.training.history import Row
 from vaentropy.training.interruption import Interrupted, Interruption
 from vaentropy.training.resuming import newest, past
 from vaentropy.training.settings import Settings
-from vaentropy.training.shared import Shared, Unwritten, rows_here
+from vaentropy.training.shared import Shared, Unwritten
+from vaentropy.training.shares import OwnRows, Share
 from vaentropy.training.state import Snapshot, TrainingState
 from vaentropy.training.step import Gradients, RunningSums, as_input, gradients, training_step
 
@@ -159,7 +160,7 @@ class Loop:
     def _epoch(self) -> None:
         progress = self.state.progress
         done = progress.step - progress.rows * len(self.data)
-        for batch in self.data.epoch(progress.rows + 1, done) if done < len(self.data) else ():
+        for batch in self._batches(progress.rows + 1, done) if done < len(self.data) else ():
             self._step(batch)
             if progress.step - self.shown >= self.show_every:
                 self._show()
@@ -174,6 +175,9 @@ class Loop:
         else:
             self._roll_back(means["elbo"])
 
+    def _batches(self, number: int, done: int) -> Iterator[Tensor | OwnRows]:
+        return self.data.epoch(number, done) if self.world.alone else self.data.own(self.world, number, done)
+
     def _show(self, note: str | None = None) -> None:
         """Bring the progress bar to where training is; a rollback takes it back."""
         self.note = self.note if note is None else note
@@ -182,14 +186,15 @@ class Loop:
 
     # Within an epoch.
 
-    def _step(self, batch: Tensor) -> None:
+    def _step(self, given: Tensor | OwnRows) -> None:
         state, settings, progress = self.state, self.settings, self.state.progress
-        factor, num_rows = self.course.rate(progress.step), len(batch)
+        batch, num_rows = (given, len(given)) if isinstance(given, Tensor) else (given.rows, given.num_rows)
+        factor = self.course.rate(progress.step)
         for group, highest in zip(state.optimizer.param_groups, self.highest_rates, strict=True):
             group["lr"] = highest * factor
         nodes = settings.expectation.nodes(num_rows, state.model.latent_shape, generator=state.noise, dtype=batch.dtype)
-        if isinstance(self.gradients, Shared):
-            batch, nodes = self._own(self.gradients, batch, nodes)
+        if isinstance(self.gradients, Shared) and isinstance(given, OwnRows):
+            nodes = self._own(self.gradients, given.share, nodes)
         observed = None
         if self.data.may_be_missing:
             observed = ~batch.isnan()
@@ -220,13 +225,12 @@ class Loop:
         elif self.gradients.signal is not None:
             self.interruption.check(self.gradients.signal)
 
-    def _own(self, gradients: Shared, batch: Tensor, nodes: Nodes) -> tuple[Tensor, Nodes]:
-        """This process's rows of a batch, with their noise; and what the step is to tell the others."""
-        here = rows_here(self.world, len(batch))
-        gradients.share, gradients.signal = here.share, self.interruption.signal
+    def _own(self, gradients: Shared, share: Share, nodes: Nodes) -> Nodes:
+        """The noise of this process's rows of a batch; and what the step is to tell the others."""
+        gradients.share, gradients.signal = share.fraction, self.interruption.signal
         gradients.due = self._due(self.state.progress.step + 1)
-        noise = nodes.noise if nodes.noise.shape[1] == 1 else nodes.noise[:, here.rows]
-        return batch[here.rows], replace(nodes, noise=noise)
+        noise = nodes.noise if nodes.noise.shape[1] == 1 else nodes.noise[:, share.rows]
+        return replace(nodes, noise=noise)
 
     def _due(self, step: int) -> bool:
         return self.checkpoints is not None and self.checkpoints.due(step)

@@ -8,13 +8,13 @@ import torch
 
 from vaentropy._typing import Tensor
 from vaentropy.data.source import Source
-from vaentropy.errors import DataError, TrainingError, VaentropyError
+from vaentropy.errors import DataError, VaentropyError
 from vaentropy.evaluation import Accumulator
 from vaentropy.expectation import Expectation
 from vaentropy.gathered import gathered
 from vaentropy.model import placement
 from vaentropy.passes import keep_freed_memory, rows_per_batch
-from vaentropy.processes import World
+from vaentropy.processes import FailedElsewhere, World
 from vaentropy.results import Evaluation
 from vaentropy.training.interruption import Interruption
 from vaentropy.vae import VAE
@@ -95,7 +95,7 @@ def _agree(world: World, failure: VaentropyError | None, interruption: Interrupt
     if failure is not None:
         raise failure
     if failed:
-        raise TrainingError(f"an evaluation failed in another one of {world.size} processes; see what that one says")
+        raise FailedElsewhere("an evaluation", world.size)
     if signal:
         # Not what has come here since: the others do not know of it yet.
         interruption.check(signal)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from vaentropy.checks import require_number
 from vaentropy.errors import UsageError
@@ -14,10 +15,10 @@ Beta = float | Callable[[float], float]
 CYCLE_RISE, CYCLE_START, CYCLE_END = 0.3, 1 / 25, 1 / 25 * 1e-4
 
 
-def warmup(fraction: float = 0.25) -> Callable[[float], float]:
-    """β from 0 to 1 in a straight line over the first `fraction` of training, then 1: training ends on the ELBO."""
+def warmup(fraction: float = 0.25, beta: float = 1.0) -> Callable[[float], float]:
+    """β from 0 to `beta` in a straight line over the first `fraction` of training, then `beta`: by default the ELBO."""
     _check_fraction(fraction)
-    return lambda done: min(1.0, done / fraction)
+    return _Warmup(fraction, beta)
 
 
 def cyclical(num_cycles: int = 4, ramp: float = 0.5) -> Callable[[float], float]:
@@ -25,8 +26,29 @@ def cyclical(num_cycles: int = 4, ramp: float = 0.5) -> Callable[[float], float]
     if num_cycles < 1:
         raise UsageError(f"num_cycles={num_cycles} given, expected a whole number of at least 1")
     _check_fraction(ramp)
-    # The last step ends the last cycle; it does not begin another one at β = 0.
-    return lambda done: min(1.0, done * num_cycles % 1 / ramp) if done < 1 else 1.0
+    return _Cyclical(num_cycles, ramp)
+
+
+# Classes, not closures: they go to other processes.
+
+
+@dataclass(frozen=True)
+class _Warmup:
+    fraction: float
+    beta: float
+
+    def __call__(self, done: float) -> float:
+        return self.beta * min(1.0, done / self.fraction)
+
+
+@dataclass(frozen=True)
+class _Cyclical:
+    num_cycles: int
+    ramp: float
+
+    def __call__(self, done: float) -> float:
+        # The last step ends the last cycle; it does not begin another one at β = 0.
+        return min(1.0, done * self.num_cycles % 1 / self.ramp) if done < 1 else 1.0
 
 
 def as_schedule(beta: Beta) -> Callable[[float], float]:

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,29 +23,9 @@ from vaentropy.training.settings import Settings
 from vaentropy.training.state import Snapshot
 from vaentropy.vae import VAE
 
-__all__ = ["Shared", "Unwritten", "require_divisible", "require_one_training", "rows_here"]
+__all__ = ["Shared", "Unwritten", "require_divisible", "require_one_training"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Here:
-    """Which rows of a batch a process has.
-
-    Attributes:
-        rows: these.
-        share: fraction of the batch that they are; 0 where a process has none. It then goes along with the first row,
-            which counts for nothing.
-    """
-
-    rows: slice
-    share: float
-
-
-def rows_here(world: World, num_rows: int) -> Here:
-    """The rows of a batch of so many that are this process's."""
-    rows = world.part(num_rows)
-    return Here(rows, (rows.stop - rows.start) / num_rows) if rows.stop > rows.start else Here(slice(0, 1), 0.0)
 
 
 class Shared:

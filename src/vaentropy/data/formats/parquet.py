@@ -174,11 +174,13 @@ class _Reader:
         self.rows_left -= rows
 
     def _copy(self, batch: Any, into: np.ndarray) -> None:
-        float64 = _pyarrow().float64()
-        for position, name in enumerate(self._columns):
-            # Unsafe: integers beyond 2^53 are rounded.
-            column = batch.column(name).cast(float64, safe=False)
-            with np.errstate(over="ignore"):
+        arrow = _pyarrow()
+        with np.errstate(over="ignore"):
+            for position, name in enumerate(self._columns):
+                column = batch.column(name)
+                if not arrow.types.is_floating(column.type):
+                    # Unsafe: integers beyond 2^53 are rounded. Of hundreds of columns a cast takes most of the time.
+                    column = column.cast(arrow.float64(), safe=False)
                 into[:, position] = column.to_numpy(zero_copy_only=False)
 
 

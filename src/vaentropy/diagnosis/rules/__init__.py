@@ -12,7 +12,13 @@ from vaentropy.diagnosis.rules.held_out import overfitting
 from vaentropy.diagnosis.rules.latents import collapsed, correlated_latents, prior_mismatch
 from vaentropy.diagnosis.rules.loss import kl_weight, mode_difference, sampled_entropies, weight_decay
 from vaentropy.diagnosis.rules.training import below_linear, linear_deficit, not_stationary
-from vaentropy.diagnosis.rules.variance import feature_variances, fixed_variance, theorem_conditions, variance
+from vaentropy.diagnosis.rules.variance import (
+    feature_variances,
+    fixed_variance,
+    theorem_conditions,
+    variance,
+    variance_floor,
+)
 
 __all__ = ["RULES", "findings_of"]
 
@@ -25,6 +31,7 @@ RULES: tuple[Rule, ...] = (
     below_linear,
     overfitting,
     variance,
+    variance_floor,
     mode_difference,
     weight_decay,
     prior_mismatch,

@@ -6,7 +6,7 @@ from vaentropy.diagnosis.evidence import Evidence
 from vaentropy.diagnosis.report import Finding, Number
 from vaentropy.diagnosis.rules.finding import exceeds, finding, residuals, worst
 
-__all__ = ["feature_variances", "fixed_variance", "theorem_conditions", "variance"]
+__all__ = ["feature_variances", "fixed_variance", "theorem_conditions", "variance", "variance_floor"]
 
 # A feature whose noise is smaller than this fraction of the mean one hardly varies, and would take σ_d² → 0.
 HARDLY_VARIES = 1e-3
@@ -66,6 +66,14 @@ def variance(e: Evidence) -> Finding | None:
         evidence += worst(e.train.decoder_residuals, "residual of feature", 3)
     remedy = f"calibrate, or train on with analytic variances: gains {gain[0]:.4g} nats"
     return finding(e, "variance", verdict, nats=gain[0], error=gain[1], evidence=evidence, remedy=remedy)
+
+
+def variance_floor(e: Evidence) -> Finding | None:
+    """σ² would go on down if it were let."""
+    if e.floor is None:
+        return None
+    verdict, _, remedy = e.floor.partition("; ")
+    return finding(e, "variance_floor", verdict, nats=0.0, evidence=[residuals(e)[1]], remedy=remedy, level="note")
 
 
 HEADS = {
