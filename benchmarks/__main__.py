@@ -20,6 +20,7 @@ NAMES = (
     "ideas",
     "compiling",
     "gpu",
+    "large",
     "growth",
     "defaults",
     "learning_rate",

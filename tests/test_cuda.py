@@ -9,7 +9,7 @@ from torch import nn
 
 from vaentropy.calibration import calibrate, fold
 from vaentropy.cli import main
-from vaentropy.data import load, pca
+from vaentropy.data import Rows, load, pca
 from vaentropy.data.conditioned import given
 from vaentropy.diagnosis import diagnose
 from vaentropy.evaluation import evaluate
@@ -23,6 +23,8 @@ from vaentropy.pruning import prune
 from vaentropy.selection import select
 from vaentropy.training import fit, fit_replicates, warmup
 from vaentropy.vae import VAE
+
+from .workers import Sent
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or not run by make test-gpu")
@@ -96,6 +98,13 @@ def test_likelihoods_of_other_data(likelihood):
     for each in (model, on_gpu):
         fit(each, data, epochs=3, expectation=NODES, evaluation_expectation=NODES)
     torch.testing.assert_close(weights(on_gpu), weights(model), rtol=1e-7, atol=1e-7)
+
+
+def test_shards_that_are_shared_out_have_the_numbers_of_one_process(x):
+    model, data = make(), Rows(x, shard_size=70)
+    expected, found = evaluate(model, data), evaluate(model, data, engine=Sent())
+    assert found.elbo == pytest.approx(expected.elbo, rel=1e-12)
+    assert found.mc_stderr.gap == pytest.approx(expected.mc_stderr.gap, rel=1e-9)
 
 
 def test_equal_seeds_give_equal_models_and_global_generators_are_left_alone(x):

@@ -94,7 +94,7 @@ def names():
 def test_the_code_runs(names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vaentropy.studies.experiments.linear_pca.EPOCHS", 50)
-    assert len(BLOCKS) == 20
+    assert len(BLOCKS) == 21
     left_out = [] if names["scvi_model"] else ["from_scvi"]
     assert [printed for printed, _ in run(ROOT / "README.md", names, left_out=left_out)]
     assert names["new"].shape == (16, 64)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from vaentropy.errors import DataError
-from vaentropy.rows import as_tensor, require_finite
+from vaentropy.passes import rows_per_batch
+from vaentropy.rows import affordable, as_tensor, require_finite
 
 NAN = float("nan")
 
@@ -105,3 +106,16 @@ def test_the_first_number_that_is_not_finite_is_named(values, missing, place):
 @pytest.mark.parametrize("missing", [False, True])
 def test_no_data_are_finite_data(missing):
     require_finite(torch.zeros(0, 2), "the data", missing=missing)
+
+
+def test_of_large_rows_there_are_fewer():
+    assert affordable(1000, (784,)) == 1000
+    assert affordable(1000, (3, 256, 256)) == 10
+    assert affordable(1000, (3, 4096, 4096)) == 1
+    assert affordable(1000, (3, 256, 256), 2**22, fewest=16) == 21
+    assert affordable(5, (3, 4096, 4096), fewest=16) == 5
+    # Evaluations of small data take what they took.
+    on_cpu, on_gpu = torch.device("cpu"), torch.device("cuda")
+    sizes = {(2,): 16_384, (784,): 334, (3, 64, 64): 64, (3, 256, 256): 10, (3, 2048, 2048): 1}
+    assert {shape: rows_per_batch(shape, on_cpu) for shape in sizes} == sizes
+    assert [rows_per_batch(shape, on_gpu) for shape in sizes] == [16_384, 16_384, 1365, 85, 1]

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -714,6 +715,26 @@ def test_parameters_are_where_the_networks_are():
         MLPEncoder(D, (4,)).to("meta"), MLPDecoder((4,)).to("meta"), data_shape=D, latent_dim=H, prior=StandardNormal()
     )
     assert {p.device.type for p in [*meta.parameters(), *meta.buffers()]} == {"meta"}
+
+
+@pytest.mark.parametrize("name", ["VAE-1", "VAE-2", "VAE-2 with a penalty", "VAE-3, learned prior", "RGB images"])
+def test_models_can_be_pickled_and_copied(name):
+    model, x = build(name, 1)
+    if model.columns == "unit":
+        # Not those that the layer would make of its own weight: it keeps a norm.
+        model.latent_layer.parametrizations.weight.original.data.mul_(3.0)
+    model.latent_layer.requires_grad_(False)
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        ours, theirs = model.state_dict(), other.state_dict()
+        assert list(ours) == list(theirs) and all(tensor.equal(theirs[key]) for key, tensor in ours.items())
+        flags = [(key, p.requires_grad) for key, p in model.named_parameters()]
+        assert [(key, p.requires_grad) for key, p in other.named_parameters()] == flags
+        assert not {id(p) for p in model.parameters()} & {id(p) for p in other.parameters()}
+        assert other.reconstruct(x).equal(model.reconstruct(x))
+        other.latent_layer.requires_grad_(True)
+        other.elbo_terms(x, torch.zeros(1, len(x), H, dtype=x.dtype)).elbo.sum().backward()
+        trained = [p.grad is not None for p in other.latent_layer.parameters()]
+        assert all(trained) and len(trained) == 2
 
 
 def test_state_goes_from_model_to_model():

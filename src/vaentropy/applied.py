@@ -13,7 +13,7 @@ from vaentropy.checks import require_choice, require_count, require_seed
 from vaentropy.conditions import Given, checked_condition, require_condition
 from vaentropy.errors import DataError
 from vaentropy.modes import in_mode
-from vaentropy.rows import REMEDY, fill_missing, require_finite
+from vaentropy.rows import REMEDY, affordable, fill_missing, require_finite
 from vaentropy.seeding import seeded
 
 __all__ = ["Applied"]
@@ -53,8 +53,12 @@ class Applied(nn.Module):
         """
         return Given(self, checked_condition(self, condition))
 
+    def _batch_size(self, batch_size: int | None) -> int:
+        return (
+            affordable(BATCH_SIZE, self.data_shape) if batch_size is None else require_count("batch_size", batch_size)
+        )
+
     def _parts(self, x: Tensor, shape: tuple[int, ...], batch_size: int) -> Sequence[Tensor]:
-        require_count("batch_size", batch_size)
         if not isinstance(x, Tensor) or tuple(x.shape[1:]) != shape:
             given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
             raise DataError(f"rows of {given} given, expected a Tensor (N, {', '.join(map(str, shape))})")
@@ -78,7 +82,7 @@ class Applied(nn.Module):
         *,
         condition: Num[Tensor, "*n k"] | None = None,
         missing: str = "error",
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
     ) -> Float[Tensor, "N H"]:
         """Posterior means ν(x), (N, H), of x (N, *data_shape).
 
@@ -88,12 +92,13 @@ class Applied(nn.Module):
             x: data as in training, scaled in the same way.
             condition: of a conditional model, (N, k), or (k,) for all rows.
             missing: "ignore" takes NaN for a missing value, as in training; "error" refuses it.
-            batch_size: rows per forward pass.
+            batch_size: rows per forward pass; None takes 1,024, and fewer of large ones.
 
         Raises:
             DataError: data of another shape, or not finite.
             UsageError: a condition for a model without one, or none for a conditional one, or another wrong argument.
         """
+        batch_size = self._batch_size(batch_size)
         parts = self._parts(x, self.data_shape, batch_size)
         require_choice("missing", missing, ("error", "ignore"))
         if missing == "ignore":
@@ -110,9 +115,10 @@ class Applied(nn.Module):
         z: Float[Tensor, "N H"],
         *,
         condition: Num[Tensor, "*n k"] | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
     ) -> Float[Tensor, "N *data"]:
         """Means of p(x|z), (N, *data_shape), of z (N, H); `condition` is that of `encode`."""
+        batch_size = self._batch_size(batch_size)
         parts = self._parts(z, self.latent_shape, batch_size)
         pairs = zip(parts, self._conditions(condition, len(z), batch_size), strict=True)
         with in_mode(self, "eval"):
@@ -124,7 +130,7 @@ class Applied(nn.Module):
         *,
         condition: Num[Tensor, "*n k"] | None = None,
         missing: str = "error",
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
     ) -> Float[Tensor, "N *data"]:
         """Means of p(x|z) at the posterior means, (N, *data_shape); arguments and errors are those of `encode`."""
         z = self.encode(x, condition=condition, missing=missing, batch_size=batch_size)
@@ -138,7 +144,7 @@ class Applied(nn.Module):
         condition: Num[Tensor, "*n k"] | None = None,
         noise: bool = False,
         seed: int = 0,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
     ) -> Float[Tensor, "N *data"]:
         """Draws (num_samples, *data_shape) from the model; equal seeds give equal draws.
 
@@ -147,10 +153,10 @@ class Applied(nn.Module):
             condition: of a conditional model, (num_samples, k), or (k,) for all draws.
             noise: draw x from p(x|z); by default its mean is returned, as is usual for images.
             seed: of the draws; global generators are left alone.
-            batch_size: rows per forward pass.
+            batch_size: rows per forward pass; None takes 1,024, and fewer of large ones.
         """
         require_count("num_samples", num_samples, least=0)
-        require_count("batch_size", batch_size)
+        batch_size = self._batch_size(batch_size)
         require_seed(seed)
         with in_mode(self, "eval"), seeded(seed, self.prior_log_variance.device):
             z = self.prior().sample(torch.Size([num_samples]))

@@ -43,11 +43,13 @@ CHANGEABLE = (
     "model",
     "epochs",
     "batch_size",
+    "micro_batch_size",
     "learning_rate",
     "schedule",
     "variances",
     "clip_norm",
     "beta",
+    "warmup",
     "num_samples",
     "evaluation_samples",
     "evaluate_every",
@@ -56,6 +58,7 @@ CHANGEABLE = (
     "max_rollbacks",
     "compile",
     "precision",
+    "recompute",
     "checkpoint_every",
     "keep_checkpoints",
     "device",
@@ -106,11 +109,13 @@ class RunConfig:
     hidden: tuple[int, ...] = _setting((50, 50), "Widths (conv: channels) of the encoder's layers.")
     epochs: int = _setting(500, "Passes over the data.")
     batch_size: int = _setting(200, "Points per step.")
+    micro_batch_size: int | None = _setting(None, "Points per pass forward and back, to save memory; default: all.")
     learning_rate: float = _setting(5e-3, "Of Adam.")
     schedule: str = _setting("one_cycle", "Of the learning rate: one_cycle, cosine or constant.", SCHEDULES)
     variances: str = _setting("analytic", "analytic, or learned by gradient.", ("analytic", "learned"))
     clip_norm: float | None = _setting(None, "Largest norm of the gradient; default: none.")
     beta: float = _setting(1.0, "Weight of the KL term.")
+    warmup: float = _setting(0.0, "Fraction of training in which that weight rises from 0; default: none.")
     num_samples: int = _setting(1, "Draws of z per point and step.")
     evaluation_samples: int | None = _setting(None, "Draws of z per point to evaluate; default: 16, fewer for many.")
     evaluate_every: int | None = _setting(None, "Epochs between held-out evaluations; default: ten of them.")
@@ -119,6 +124,7 @@ class RunConfig:
     max_rollbacks: int = _setting(3, "How often to go back with a lower learning rate when training diverges.")
     compile: bool | None = _setting(None, "Compile training steps (needs a C++ compiler); default: where it pays.")
     precision: str = _setting("full", "Of the networks in training; bf16 for devices that have it.", PRECISIONS)
+    recompute: bool = _setting(False, "Compute activations of convolutions again going back, to save memory.")
     checkpoint_every: int | None = _setting(None, "Steps between checkpoints; default: about every 30 seconds.")
     keep_checkpoints: int = _setting(2, "Newest checkpoints that are kept.")
     seed: int = _setting(0, "Of split, weights, batches and noise.")
@@ -140,8 +146,12 @@ class RunConfig:
         for name in ("data", "data_folder"):
             if getattr(self, name) is not None:
                 require_path(name, getattr(self, name))
+        if self.recompute and self.network != "conv":
+            raise UsageError(f"recompute=True given with network={shown(self.network)}, expected conv, or no recompute")
         if self.threads is not None and self.threads > MAX_THREADS:
             raise UsageError(f"threads={self.threads} given, expected at most {MAX_THREADS}")
+        if not 0 <= self.warmup <= 1:
+            raise UsageError(f"warmup={shown(self.warmup)} given, expected a fraction of training, from 0 to 1")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed={shown(self.seed)} given, expected a whole number from 0 to 2^63 - 1")
         self.settings()
@@ -154,6 +164,7 @@ class RunConfig:
         """
         # Here, since these import PyTorch.
         from vaentropy.expectation import MonteCarlo
+        from vaentropy.training.schedules import warmup
         from vaentropy.training.settings import Settings
 
         own = {f.name for f in fields(self)}
@@ -162,6 +173,8 @@ class RunConfig:
         if self.evaluation_samples is not None:
             chosen["evaluation_expectation"] = MonteCarlo(self.evaluation_samples)
         Settings(**chosen)
+        if self.warmup:
+            chosen["beta"] = warmup(self.warmup, self.beta)
         return chosen
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,18 +6,21 @@ here end with an activation, and decoders begin with one: the layer before it, f
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
+from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from vaentropy._typing import Tensor
 from vaentropy.checks import require_count, require_counts
-from vaentropy.errors import UsageError
+from vaentropy.errors import UsageError, shown
 
-__all__ = ["ConvDecoder", "ConvEncoder", "MLPDecoder", "MLPEncoder", "as_shape"]
+__all__ = ["ConvDecoder", "ConvEncoder", "MLPDecoder", "MLPEncoder", "as_shape", "keep_activations"]
 
 Activation = Callable[[], nn.Module]
+Network = TypeVar("Network", bound=nn.Module)
 # A 4×4 kernel with stride 2 and padding 1 halves the size, and its transpose doubles it.
 KERNEL_SIZE, STRIDE, PADDING = 4, 2, 1
 
@@ -98,26 +101,81 @@ def _sizes(data_shape: tuple[int, ...], steps: int) -> list[tuple[int, int]]:
     return [(height >> step, width >> step) for step in range(steps + 1)]
 
 
-class ConvEncoder(nn.Sequential):
+def keep_activations(model: Network) -> Network:
+    """The model, changed in place to compute no activation again."""
+    for module in model.modules():
+        if isinstance(module, _Convolutions):
+            module.recompute = False
+    return model
+
+
+def _draws(layer: nn.Module) -> bool:
+    """Whether a layer may draw random numbers: those of a user may, PyTorch's that are taken here do not."""
+    return not layer.__module__.startswith("torch.nn.modules.")
+
+
+class _Convolutions(nn.Sequential):
+    """Layers whose activations training may compute again in the backward pass, segment by segment.
+
+    Args:
+        segments: the layers, in order. Of each segment its input alone is kept.
+        recompute: whether to compute again; nothing else depends on it, and it may be set at any time.
+    """
+
+    def __init__(self, segments: Sequence[Sequence[nn.Module]], recompute: bool):
+        if not isinstance(recompute, bool):
+            raise UsageError(f"recompute={shown(recompute)} given, expected True or False")
+        super().__init__(*chain.from_iterable(segments))
+        if recompute and any(isinstance(layer, nn.RReLU) for layer in self):
+            # PyTorch gets its gradients wrong where it is computed again.
+            raise UsageError("RReLU given with recompute=True, expected an activation without random slopes")
+        self.recompute = recompute
+        self._ends = tuple(accumulate(len(segment) for segment in segments))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Features of x, or of features."""
+        if not (self.recompute and self.training and torch.is_grad_enabled()):
+            return super().forward(input)
+        layers = list(self)
+        for start, end in pairwise((0, *self._ends)):
+            segment = layers[start:end]
+            draws = any(_draws(layer) for layer in segment)
+            input = checkpoint(_through, segment, input, use_reentrant=False, preserve_rng_state=draws)  # type: ignore[assignment]
+        return input
+
+
+def _through(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+class ConvEncoder(_Convolutions):
     """Convolutions that halve the image, each with an activation; flattened.
 
     Args:
         data_shape: (channels, height, width).
         channels: of each layer.
         activation: class of the activation.
+        recompute: keep the input alone for the backward pass, and compute what lies between again there.
     """
 
     def __init__(
-        self, data_shape: tuple[int, ...], channels: Sequence[int] = (32, 64), activation: Activation = nn.ReLU
+        self,
+        data_shape: tuple[int, ...],
+        channels: Sequence[int] = (32, 64),
+        activation: Activation = nn.ReLU,
+        *,
+        recompute: bool = False,
     ):
         _check_widths(channels, "channels")
         _sizes(data_shape, len(channels))
         steps = pairwise([data_shape[0], *channels])
         layers = [layer for a, b in steps for layer in (nn.Conv2d(a, b, KERNEL_SIZE, STRIDE, PADDING), activation())]
-        super().__init__(*layers, nn.Flatten())
+        super().__init__([[*layers, nn.Flatten()]], recompute)
 
 
-class ConvDecoder(nn.Sequential):
+class ConvDecoder(_Convolutions):
     """An activation, then transposed convolutions that double the image up to the size of the data.
 
     It returns (channels[-1], height, width); the VAE's head turns these channels into the data's, pixel by pixel.
@@ -126,10 +184,18 @@ class ConvDecoder(nn.Sequential):
         data_shape: (channels, height, width).
         channels: of each layer's output; the latent layer delivers as many as the first of them.
         activation: class of the activation.
+        recompute: keep the input of the last convolution and that of the layers before it for the backward pass, and
+            compute what lies between again there. The last one takes as much memory as all others together; so no more
+            is needed at a time than it needs by itself.
     """
 
     def __init__(
-        self, data_shape: tuple[int, ...], channels: Sequence[int] = (64, 32), activation: Activation = nn.ReLU
+        self,
+        data_shape: tuple[int, ...],
+        channels: Sequence[int] = (64, 32),
+        activation: Activation = nn.ReLU,
+        *,
+        recompute: bool = False,
     ):
         _check_widths(channels, "channels")
         sizes = _sizes(data_shape, len(channels))[::-1]
@@ -140,5 +206,5 @@ class ConvDecoder(nn.Sequential):
             # Halving an odd size loses a row or column, which doubling must add again.
             surplus = (large[0] - 2 * small[0], large[1] - 2 * small[1])
             layers += [nn.ConvTranspose2d(a, b, KERNEL_SIZE, STRIDE, PADDING, surplus), activation()]
-        super().__init__(*layers)
+        super().__init__([layers[:-2], layers[-2:]], recompute)
         self.in_features = self_in * height * width

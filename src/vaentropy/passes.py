@@ -20,7 +20,7 @@ from vaentropy.errors import DataError, UsageError
 from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import in_mode
 from vaentropy.options import Missing, check_log_jacobian, check_options, check_weights, log_jacobian_term
-from vaentropy.rows import REMEDY, fill_missing, require_finite
+from vaentropy.rows import REMEDY, affordable, fill_missing, require_finite
 from vaentropy.seeding import GlobalDraws, generator_of
 
 __all__ = [
@@ -44,7 +44,7 @@ NOT_SENT = {"_model", "_bind", "_weights", "_log_jacobian", "_draws", "_draws_of
 def rows_per_batch(data_shape: Sequence[int], device: torch.device | None) -> int:
     """As many rows as are worth a forward pass: data of few features would spend their time between the passes."""
     values = VALUES_ON_GPU if device is not None and device.type == "cuda" else VALUES_PER_BATCH
-    return min(MOST_ROWS, max(FEWEST_ROWS, values // max(1, math.prod(data_shape))))
+    return affordable(MOST_ROWS, data_shape, values, fewest=affordable(FEWEST_ROWS, data_shape))
 
 
 def keep_freed_memory() -> None:

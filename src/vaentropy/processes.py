@@ -18,6 +18,7 @@ __all__ = [
     "ALONE",
     "FailedElsewhere",
     "Packet",
+    "SoFar",
     "World",
     "found",
     "from_bytes",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 Held = TypeVar("Held")
+Combine = Callable[[Tensor, Tensor], Tensor]
 CPU = torch.device("cpu")
 ABOUT = "about"  # the name under which a packet has its values beside the tensors
 
@@ -227,9 +229,47 @@ def found(device: torch.device | None = None) -> World:
     return World(dist.get_rank(), dist.get_world_size(), messages)
 
 
+class SoFar:
+    """What parts of a batch that one process goes through, one after the other, have said so far when asked.
+
+    Args:
+        num_parts: how many there are; each has to be asked for the same in the same order.
+    """
+
+    def __init__(self, num_parts: int):
+        self._num_parts, self._part, self._asked = num_parts, 0, 0
+        self._values: list[Tensor] = []
+
+    def begin(self) -> None:
+        """The next part."""
+        self._part, self._asked = self._part + 1, 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether this is the last part."""
+        return self._part == self._num_parts
+
+    def add(self, value: Tensor, combine: Combine) -> Tensor:
+        """What this part says, combined with what those before it have said in this place."""
+        if self._part == 1:
+            self._values.append(value)
+        else:
+            self._values[self._asked] = combine(self._values[self._asked], value)
+        self._asked += 1
+        return self._values[self._asked - 1]
+
+
 class _Part(NamedTuple):
     world: World
     share: float
+    so_far: SoFar | None
+
+    def whole(self, value: Tensor, combine: Combine, over_processes: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.so_far is not None:
+            value = self.so_far.add(value, combine)
+            if not self.so_far.complete:
+                return value
+        return over_processes(value)
 
 
 class _Current:
@@ -237,14 +277,18 @@ class _Current:
 
 
 @contextmanager
-def part_of_batch(world: World, share: float) -> Iterator[None]:
+def part_of_batch(world: World, share: float, so_far: SoFar | None = None) -> Iterator[None]:
     """Inside, `whole_mean` and `whole_largest` are those of a batch of which this process has a part.
 
     Args:
         world: of which each process is inside as well, and asks for the same.
         share: fraction of the batch's rows that are here; 0 of a row that is another process's and counts there.
+        so_far: where this process has several parts, each of which is inside in its turn; within the last one the
+            answers are those of the whole batch, before it those of the parts until then.
     """
-    before, _Current.part = _Current.part, _Part(world, share)
+    if so_far is not None:
+        so_far.begin()
+    before, _Current.part = _Current.part, _Part(world, share, so_far)
     try:
         yield
     finally:
@@ -252,16 +296,16 @@ def part_of_batch(world: World, share: float) -> Iterator[None]:
 
 
 def whole_mean(mean: Tensor) -> Tensor:
-    """A mean over the rows that are here as that over the whole batch, which several processes may share.
+    """A mean over the rows that are here as that over the whole batch, of which they may be a part.
 
     Args:
         mean: without gradient; of any shape.
     """
     part = _Current.part
-    return mean if part is None else part.world.sum(mean * part.share)
+    return mean if part is None else part.whole(mean * part.share, torch.add, part.world.sum)
 
 
 def whole_largest(largest: Tensor) -> Tensor:
-    """The largest values of the rows that are here as those of the whole batch, which several processes may share."""
+    """The largest values of the rows that are here as those of the whole batch, of which they may be a part."""
     part = _Current.part
-    return largest if part is None else part.world.largest(largest.clone())
+    return largest if part is None else part.whole(largest.clone(), torch.maximum, part.world.largest)

@@ -28,6 +28,8 @@ __all__ = ["Entropies", "Evaluation", "Gains", "Terms", "concatenate", "plain", 
 
 # log σ² that varies less than this over data and draws of z counts as one constant.
 CONSTANT_LOG_VARIANCE = 1e-9
+# Entries per feature beyond which `to_dict` leaves them out.
+MOST_LISTED = 2**14
 
 
 @dataclass(frozen=True)
@@ -112,13 +114,17 @@ class Terms:
     gains: Gains
 
     def to_dict(self, *, vectors: bool = True) -> dict[str, Any]:
-        """Plain numbers, lists and dicts, for JSON; without `vectors`, only what is one number."""
+        """Plain numbers, lists and dicts, for JSON; without `vectors`, only what is one number.
+
+        What has an entry for each of more than 16,384 features is left out: of large images there would be hardly
+        anything else, and a hundred MB of it.
+        """
         return plain(self, vectors)
 
 
 def plain(value: Any, vectors: bool = True) -> Any:
     """A result as plain numbers, lists and dicts: fields that its repr leaves out are left out; so are vectors, unless
-    they are wanted.
+    they are wanted, and very long ones.
     """
     if isinstance(value, Tensor):
         return value.tolist()
@@ -126,7 +132,8 @@ def plain(value: Any, vectors: bool = True) -> Any:
         return repr(value)
     if is_dataclass(value):
         named = {f.name: getattr(value, f.name) for f in fields(value) if f.repr}
-        return {name: plain(v, vectors) for name, v in named.items() if vectors or not isinstance(v, Tensor)}
+        most = MOST_LISTED if vectors else -1
+        return {name: plain(v, vectors) for name, v in named.items() if not isinstance(v, Tensor) or v.numel() <= most}
     return list(value) if isinstance(value, tuple) else value
 
 

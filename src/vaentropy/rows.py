@@ -1,5 +1,6 @@
 """Data as a tensor of finite numbers: one row per data point."""
 
+import math
 from collections.abc import Sequence
 from decimal import Decimal
 from numbers import Real
@@ -11,9 +12,16 @@ import torch
 from vaentropy._typing import Tensor
 from vaentropy.errors import DataError
 
-__all__ = ["as_tensor", "fill_missing", "frame_columns", "require_finite", "rows_of", "stack_columns"]
+__all__ = ["affordable", "as_tensor", "fill_missing", "frame_columns", "require_finite", "rows_of", "stack_columns"]
 
 REMEDY = "drop or impute it"
+# Numbers in a batch of large data points: a network holds some ten times as many of them at a time.
+BATCH_VALUES = 2**21
+
+
+def affordable(num_rows: int, data_shape: Sequence[int], num_values: int = BATCH_VALUES, *, fewest: int = 1) -> int:
+    """So many rows, or of large data points as many as hold so many numbers, but no fewer than the fewest."""
+    return min(num_rows, max(fewest, num_values // max(1, math.prod(data_shape))))
 
 
 def as_tensor(data: Any) -> Tensor:

@@ -1,7 +1,7 @@
 """Shards of a source shared out among the workers of an engine, and what came of them in their order."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -64,7 +64,7 @@ def stretches(source: Source, least: int) -> list[Stretch]:
 
 def in_order(
     engine: Engine, call: Call, tasks: Sequence[Any], report: Report, *, ahead: int | None = None
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Results of tasks in the order of these.
 
     Args:
@@ -176,8 +176,9 @@ def through(
         if on_batch and advance:
             on_batch(advance)
 
-    for counted in in_order(engine, recipe, tasks, report):
-        whole.take_in(counted)
+    with closing(in_order(engine, recipe, tasks, report)) as results:
+        for counted in results:
+            whole.take_in(counted)
     whole.end()
 
 

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -177,6 +177,21 @@ class VAE(Applied):
             # Registered here, before any optimiser sees the parameters.
             parametrize.register_parametrization(self.latent_layer, "weight", _UnitColumns())
         self.to(device=device, dtype=dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state; a layer with unit columns is in it as a plain one, since torch does not pickle the other."""
+        if self.columns != "unit":
+            return self.__dict__
+        layer = self.latent_layer
+        parameters = {"weight": layer.parametrizations.weight.original, **layer._parameters}  # type: ignore[union-attr]
+        plain = nn.Linear.__new__(nn.Linear)
+        plain.__dict__ = {**layer.__dict__, "_parameters": parameters, "_modules": {}}
+        return {**self.__dict__, "_modules": {**self._modules, "latent_layer": plain}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.columns == "unit":
+            parametrize.register_parametrization(self.latent_layer, "weight", _UnitColumns())
 
     # The three methods of the model interface.
 

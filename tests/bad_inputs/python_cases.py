@@ -129,6 +129,12 @@ def _networks() -> tuple[Any, Any]:
     return MLPEncoder(3, (4,)), MLPDecoder((4,))
 
 
+def _normed() -> Any:
+    encoder, decoder = _networks()
+    encoder = torch.nn.Sequential(encoder, torch.nn.BatchNorm1d(4))
+    return ve.VAE(encoder, decoder, data_shape=3, latent_dim=2)
+
+
 REPLICATES = [
     replicating("models-none", "models=NoneType", "list of VAEs", models=lambda: None),
     replicating("models-one", "models=VAE", "list of VAEs", models=model),
@@ -179,6 +185,28 @@ FITS = [
     fitting("epochs-none", "epochs=None", epochs=None),
     fitting("batch-size-none", "batch_size=None", batch_size=None),
     fitting("batch-size-0", "batch_size=0", batch_size=0),
+    fitting("micro-batch-size-0", "micro_batch_size=0", micro_batch_size=0),
+    fitting("micro-batch-size-text", "micro_batch_size='8'", micro_batch_size="8"),
+    fitting("micro-batch-size-bool", "micro_batch_size=True", micro_batch_size=True),
+    calling(
+        "fit-micro-batch-size-batch-norm",
+        lambda: ve.fit(_normed(), X, epochs=1, micro_batch_size=5, progress=False),
+        "encoder.1 is BatchNorm1d",
+        "with micro_batch_size",
+        "eval mode",
+    ),
+    calling(
+        "conv-recompute-text",
+        lambda: ve.networks.ConvEncoder((1, 8, 8), (4,), recompute=OTHER),
+        "recompute='other'",
+        "True or False",
+    ),
+    calling(
+        "conv-recompute-rrelu",
+        lambda: ve.networks.ConvDecoder((1, 8, 8), (4,), torch.nn.RReLU, recompute=True),
+        "RReLU",
+        "recompute=True",
+    ),
     fitting("learning-rate-text", "learning_rate='fast'", learning_rate="fast"),
     fitting("learning-rate-none", "learning_rate=None", learning_rate=None),
     fitting("learning-rate-bool", "learning_rate=True", learning_rate=True),

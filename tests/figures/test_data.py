@@ -15,6 +15,7 @@ from vaentropy.figures.data import (
     plot_samples,
     plot_traversals,
 )
+from vaentropy.figures.pictures import reduced
 from vaentropy.figures.view import View, look
 from vaentropy.likelihoods import Bernoulli
 from vaentropy.networks import ConvDecoder, ConvEncoder
@@ -199,3 +200,18 @@ def test_errors(grey, table):
         plot_samples(grey, num_pictures=0)
     with pytest.raises(UsageError, match="expected two or three features; use plot_reconstructions"):
         plot_points(table)
+
+
+def test_large_images_are_means_over_squares():
+    images = draw(2, 3, 1, 1400, 500)
+    images[0, 0, 0, 0, :2] = torch.nan
+    images[1, 1] = torch.nan
+    small = reduced(images)
+    # 2,800 pixels high: three by three make one.
+    assert small.shape == (2, 3, 1, 467, 167)
+    assert torch.allclose(small[0, 2, 0, 5, 7], images[0, 2, 0, 15:18, 21:24].mean())
+    # At an edge, and beside missing values, the mean of what is there.
+    assert torch.allclose(small[0, 2, 0, -1, -1], images[0, 2, 0, 1398:, 498:].mean())
+    assert torch.allclose(small[0, 0, 0, 0, 0], images[0, 0, 0, :3, :3].nanmean())
+    assert bool(small[1, 1].isnan().all())
+    assert reduced(images[..., :100, :100]).shape == (2, 3, 1, 100, 100)

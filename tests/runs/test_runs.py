@@ -68,6 +68,15 @@ def test_the_config_repeats_the_run(run, tmp_path):
         assert torch.equal(tensor, again.model.state_dict()[name]), name
 
 
+def test_the_weight_of_the_kl_rises(tmp_path):
+    config = replace(CONFIG, warmup=0.6, beta=2.0, epochs=11)
+    history = train(config, out=tmp_path / "run").history
+    steps = np.asarray(history["step"]) - 1  # a row has that of its last step
+    assert history["beta"] == pytest.approx(2.0 * np.minimum(1.0, steps / steps[-1] / 0.6))
+    assert 0 < history["beta"][0] < 0.5 and history["beta"][-1] == 2.0
+    assert RunFolder(tmp_path / "run").config() == config
+
+
 def test_load_gives_the_model_back(run):
     model = load(run.folder)
     assert not model.training

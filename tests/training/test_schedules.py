@@ -13,6 +13,11 @@ def test_warmup_rises_in_a_straight_line_and_ends_on_the_elbo():
     assert [beta(done) for done in (0.0, 0.125, 0.25, 0.6, 1.0)] == [0.0, 0.5, 1.0, 1.0, 1.0]
 
 
+def test_warmup_to_another_weight():
+    beta = warmup(0.5, 4.0)
+    assert [beta(done) for done in (0.0, 0.25, 0.5, 1.0)] == [0.0, 2.0, 4.0, 4.0]
+
+
 def test_schedules_go_to_other_processes():
     for beta in (warmup(0.3), cyclical(3, 0.4)):
         again = pickle.loads(pickle.dumps(beta))

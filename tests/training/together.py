@@ -104,6 +104,16 @@ TRAININGS = {
         lambda: made(vae3, condition=2),
         {"data": given(X, X[:, :2].square()), "held_out": given(HELD_OUT, HELD_OUT[:, :2].square())},
     ),
+    "parts of batches": (made, {"micro_batch_size": 3}),
+    "parts of batches, learned variances": (
+        lambda: built(columns="penalty"),
+        {"micro_batch_size": 7, "variances": "learned", "clip_norm": 0.5},
+    ),
+    "parts of batches, missing values, vae3": (
+        lambda: made(vae3),
+        {"data": with_holes(X), "missing": "ignore", "micro_batch_size": 4},
+    ),
+    "parts of few rows, vae3": (lambda: made(vae3), {**of_few_rows(), "batch_size": 4, "micro_batch_size": 1}),
     "beta that moves": (made, {"beta": warmup(0.5), "schedule": "constant"}),
     "stops early": (
         made,

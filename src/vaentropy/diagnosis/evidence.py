@@ -31,8 +31,8 @@ __all__ = ["Decay", "Evidence", "Thresholds", "gather"]
 
 # Features beyond which a linear model, which takes a D × D covariance, is not computed.
 MOST_FEATURES = 1024
-# Points on which the modes are compared.
-COMPARED = 1000
+# Points on which the modes are compared, but of large ones as many as hold so many numbers.
+COMPARED, COMPARED_VALUES = 1000, 2**24
 # A σ² is fixed if this much of the move that scales it is left.
 NOTHING_MOVES = 0.99
 # A gradient stands out that is so many times its noise, and, where there is hardly any, this fraction of its parts.
@@ -279,7 +279,7 @@ def _mode_difference(reading: Reading, data: Data, expectation: Expectation) -> 
     """How much the ELBO of some points differs in the other mode, by common draws; None for a model without modes."""
     if not isinstance(reading.model, nn.Module):
         return None
-    x, observed = spread(reading, data, COMPARED)
+    x, observed = spread(reading, data, COMPARED, COMPARED_VALUES)
     if observed is not None:
         x = x.masked_fill(~observed, math.nan)
     other: Mode = "train" if reading.mode == "eval" else "eval"

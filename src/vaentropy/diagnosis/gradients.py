@@ -27,12 +27,15 @@ from vaentropy.model import LatentVariableModel, placement
 from vaentropy.modes import Mode, in_mode
 from vaentropy.options import Missing
 from vaentropy.passes import Batch
+from vaentropy.rows import affordable
 from vaentropy.seeding import generator_of, seeded
 
 __all__ = ["GradientCheck", "MoveCheck", "StepCheck", "gradient_check", "trainable"]
 
 # Points, at the least, at which moves and curvature are looked at, and at which a step is measured.
 LINEARISED, MEASURED = 300, 4000
+# But of large ones only as many as hold so many numbers: a linearisation has several graphs of the model.
+LINEARISED_VALUES, FEWEST_LINEARISED = 2**20, 8
 # Where the cosine between the gradients of reconstruction and KL is above this, some β balances them.
 ALIGNED = 0.95
 # A β counts as another one if it differs by this fraction.
@@ -253,7 +256,10 @@ class _Look:
             yield
 
     def _some(self) -> Tensor | None:
-        return None if self.points is None else self.points[:: max(1, len(self.points) // LINEARISED)]
+        if self.points is None:
+            return None
+        number = affordable(LINEARISED, self.points.shape[1:], LINEARISED_VALUES, fewest=FEWEST_LINEARISED)
+        return self.points[:: max(1, len(self.points) // number)]
 
     def _outputs(self, points: Tensor) -> Outputs:
         model, x, _ = bound_to(self.model, points)

@@ -14,8 +14,13 @@ from vaentropy.model import LatentVariableModel
 from vaentropy.modes import Mode
 from vaentropy.options import Missing
 from vaentropy.passes import Batch, each_batch
+from vaentropy.rows import affordable
 
 __all__ = ["Reading", "require_rereadable", "spread"]
+
+# Numbers that are kept of the data at least, so that large images stay small in memory: fewer of them are looked at.
+KEPT_VALUES = 2**26
+FEWEST_KEPT = 16  # of whatever size
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,14 @@ def require_rereadable(name: str, data: Any) -> None:
         )
 
 
-def spread(reading: Reading, data: Data, num_points: int) -> tuple[Tensor, Tensor | None]:
+def spread(
+    reading: Reading, data: Data, num_points: int, num_values: int = KEPT_VALUES
+) -> tuple[Tensor, Tensor | None]:
     """Points spread evenly over the data, which are read once, and which entries of them are observed.
 
     Returns:
         x, at least `num_points` of them where there are as many, and fewer than twice that, with their condition where
-        there is one; observed or None.
+        there is one; observed or None. Of large ones so many as hold `num_values`.
     """
     kept: list[tuple[Tensor, Tensor]] = []
     step, seen, any_missing = 1, 0, False
@@ -86,7 +93,8 @@ def spread(reading: Reading, data: Data, num_points: int) -> tuple[Tensor, Tenso
         # Copies: a view would keep its whole batch in memory.
         kept.append((x[first::step].clone(), there[first::step].clone()))
         seen += len(batch.x)
-        while sum(len(rows) for rows, _ in kept) >= 2 * num_points:
+        most = 2 * affordable(num_points, x.shape[1:], num_values, fewest=FEWEST_KEPT)
+        while sum(len(rows) for rows, _ in kept) >= most:
             step *= 2
             rows, there = (torch.cat(parts)[::2] for parts in zip(*kept, strict=True))
             kept = [(rows, there)]

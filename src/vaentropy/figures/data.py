@@ -21,6 +21,7 @@ from vaentropy.figures.pictures import (
     image_shape,
     mosaic,
     picture,
+    reduced,
     standardisation,
     value_range,
 )
@@ -60,7 +61,7 @@ def plot_reconstructions(view: View, *, shape: Sequence[int] | None = None, num_
             panels = {"data": x, "reconstruction": reconstruction, "difference": reconstruction - x}
             return _heat_maps(view, panels, differences=("difference",))
         figure = new_figure(7.0, figure_height(5.8, 2 * image[1], len(pictures) * image[2]))
-        images = torch.stack([x, reconstruction]).reshape(2, len(pictures), *image)
+        images = reduced(torch.stack([x, reconstruction]).reshape(2, len(pictures), *image))
         _images(figure, figure.add_subplot(), images, value_range(view.x), rows=("data", "recon-\nstruction"))
         return figure
 
@@ -91,7 +92,7 @@ def plot_samples(view: View, *, shape: Sequence[int] | None = None, num_pictures
         grid = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
         for axes, (title, x) in zip(grid, panels.items(), strict=True):
             blank = torch.full((rows * columns - len(x), *view.data_shape), torch.nan, dtype=x.dtype, device="cpu")
-            images = torch.cat([x, blank]).reshape(rows, columns, *image)
+            images = reduced(torch.cat([x, blank]).reshape(rows, columns, *image))
             _images(figure, axes, images, value_range(view.x), scale=title != "data")
             axes.set_title(title)
         return figure
@@ -134,9 +135,10 @@ def plot_traversals(view: View, *, shape: Sequence[int] | None = None) -> Figure
             return _traversal_lines(view)
         figure = new_figure(7.0, figure_height(5.6, num_latents * image[1], num_steps * image[2]))
         axes = figure.add_subplot()
-        images = view.traversals.reshape(num_latents, num_steps, *image)
+        images = reduced(view.traversals.reshape(num_latents, num_steps, *image))
+        width = images.shape[-1]
         _images(figure, axes, images, value_range(view.x), rows=[f"latent {latent}" for latent in view.shown])
-        places = np.arange(num_steps) * (image[2] + gap_of(image[2])) + image[2] / 2 - 0.5
+        places = np.arange(num_steps) * (width + gap_of(width)) + width / 2 - 0.5
         axes.set_xticks(places, [f"{100 * level:.0f} %" for level in view.levels.tolist()])
         axes.set_xlabel("quantile of the latent over the data")
         return figure

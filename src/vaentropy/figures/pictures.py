@@ -26,6 +26,7 @@ __all__ = [
     "image_shape",
     "mosaic",
     "picture",
+    "reduced",
     "require_names",
     "standardisation",
     "value_range",
@@ -44,6 +45,8 @@ SIGNED = "PuOr"
 MANY = 0.6
 # Between the images of a mosaic, in parts of an image's width.
 GAP = 1 / 12
+# Pixels of a mosaic to each side: a page shows no more, and photographs would take megabytes.
+MOST_PIXELS = 1000
 
 
 def require_names(columns: Any, data_shape: tuple[int, ...]) -> tuple[str, ...]:
@@ -134,6 +137,16 @@ def mosaic(images: Tensor, limits: tuple[float, float]) -> np.ndarray:
     there = np.isfinite(canvas).all(0)
     colours = np.where(there, (canvas - low) / (high - low), 0).clip(0, 1)
     return np.concatenate([colours, np.expand_dims(there, 0)]).transpose(1, 2, 0)
+
+
+def reduced(images: Tensor) -> Tensor:
+    """Images of a mosaic (rows, columns, channels, height, width), large ones as means over squares of their pixels."""
+    rows, columns, _, height, width = images.shape
+    factor = math.ceil(max(rows * height, columns * width) / MOST_PIXELS)
+    if factor == 1:
+        return images
+    beyond = torch.nn.functional.pad(images, (0, -width % factor, 0, -height % factor), value=math.nan)
+    return beyond.unfold(-2, factor, factor).unfold(-2, factor, factor).nanmean((-2, -1))
 
 
 def gap_of(width: int) -> int:

@@ -1,6 +1,5 @@
 """What the pictures of a model need, computed once: a few hundred points with their latents and reconstructions."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,7 @@ from vaentropy.figures.pictures import require_names
 from vaentropy.model import LatentVariableModel
 from vaentropy.options import Missing
 from vaentropy.passes import Batch
-from vaentropy.rows import frame_columns
+from vaentropy.rows import affordable, frame_columns
 from vaentropy.seeding import generator_of
 
 __all__ = ["View", "look"]
@@ -156,7 +155,7 @@ def look(
     own = [name for name, _ in frame_columns(x) or ()] or source.columns
     names = require_names(columns, source.features_shape) or require_names(own, source.features_shape)
     _check_scaling(scaling, source.features_shape)
-    rows = _spread(len(source), _affordable(num_points, source.data_shape), seed)
+    rows = _spread(len(source), affordable(num_points, source.data_shape, MOST_VALUES, fewest=FEWEST_POINTS), seed)
     # Refused before the model has anything to do.
     chosen = None if labels is None else _as_labels(labels, len(source))[rows.numpy()]
     views: list[View] = []
@@ -192,10 +191,6 @@ def _check_scaling(scaling: Any, data_shape: tuple[int, ...]) -> None:
     if scaling is not None and tuple(scaling.scale.shape) not in ((), data_shape):
         given = f"a scaling of shape {tuple(scaling.scale.shape)} given"
         raise UsageError(f"{given}, expected one number, or one per feature {data_shape}; take that of these data")
-
-
-def _affordable(num_points: int, data_shape: tuple[int, ...]) -> int:
-    return min(num_points, max(FEWEST_POINTS, MOST_VALUES // max(1, math.prod(data_shape))))
 
 
 def _spread(num_rows: int, num_points: int, seed: int) -> Tensor:
@@ -270,7 +265,9 @@ def _seen(
     prior = latents.prior
     drawn = prior.sample() if prior.batch_shape else prior.sample(torch.Size([len(x)]))
     levels, values, at = _traversals(about, num_latents, num_steps)
-    traversals = decode(one, at.flatten(0, 1)).unflatten(0, values.shape)
+    # More of them than points, where these are large.
+    parts = at.flatten(0, 1).split(affordable(values.numel(), x.shape[1:]))
+    traversals = torch.cat([decode(one, part) for part in parts]).unflatten(0, values.shape)
     given = x if batch.observed is None else x.masked_fill(~batch.observed, torch.nan)
     return {
         **about,

@@ -79,7 +79,8 @@ def _model(config: RunConfig, data_shape: tuple[int, ...], width: int | None) ->
     family = FAMILIES[config.model]
     if config.network == "mlp":
         return family(data_shape, config.latent_dim, config.hidden, condition=width)
-    networks = ConvEncoder(data_shape, config.hidden), ConvDecoder(data_shape, config.hidden[::-1])
+    encoder = ConvEncoder(data_shape, config.hidden, recompute=config.recompute)
+    networks = encoder, ConvDecoder(data_shape, config.hidden[::-1], recompute=config.recompute)
     return family(data_shape, config.latent_dim, networks=networks, condition=width)
 
 

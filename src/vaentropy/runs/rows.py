@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from vaentropy.errors import UsageError
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import in_mode
 from vaentropy.progress import Report
-from vaentropy.rows import fill_missing
+from vaentropy.rows import affordable, fill_missing
 from vaentropy.runs.build import all_rows, num_threads
 from vaentropy.runs.folder import RunFolder
 from vaentropy.runs.output import Output, Parts, is_folder
@@ -226,20 +227,22 @@ class _Making(WithModel):
     def __call__(self, task: tuple[int, Stretch], report: Report) -> Tensor | None:
         number, part = task
         if self._folder is None:
-            return torch.cat(list(self._batches(part, report)))
+            return torch.cat(list(self.batches(part, report)))
         with self._folder.part(number) as write:
-            for rows in self._batches(part, report):
+            for rows in self.batches(part, report):
                 write(rows)
         return None
 
-    def _batches(self, part: Stretch, report: Report) -> Iterator[Tensor]:
+    def batches(self, part: Stretch, report: Report) -> Iterator[Tensor]:
+        """Rows of each batch."""
         weight = self.model.latent_mean.weight
         for shard in part.shards:
-            for batch in part.source.read(shard).split(BATCH_SIZE):
+            x = part.source.read(shard)
+            for batch in x.split(affordable(BATCH_SIZE, x.shape[1:])):
                 with torch.no_grad(), in_mode(self.model, "eval"):
                     filled, _ = fill_missing(batch)
-                    bound, x, _ = bound_to(self.model, filled.to(weight.device, weight.dtype))
-                    rows = self._rows(bound, x).cpu()
+                    bound, given_x, _ = bound_to(self.model, filled.to(weight.device, weight.dtype))
+                    rows = self._rows(bound, given_x).cpu()
                 yield rows
             report("", part.source.shard_sizes[shard])
 
@@ -264,8 +267,15 @@ def _write(
     # Where one part takes long, few others wait for it in memory.
     ahead = RESULTS_PER_WORKER if folder is None else None
     opening = output.opened() if isinstance(output, Parts) else output.opened(num_rows)
-    with num_threads(config, model), opening as write:
-        for made in in_order(engine, _Making(model, rows, folder), tasks, report, ahead=ahead):
+    work = _Making(model, rows, folder)
+    if folder is None and isinstance(engine, Here):
+        # Batch by batch: those of large data points are not kept until the shard is done.
+        making = (each for _, part in tasks for each in work.batches(part, report))
+    else:
+        making = in_order(engine, work, tasks, report, ahead=ahead)
+    # Closed first, so that no worker is at it any more where what it writes to is removed.
+    with num_threads(config, model), opening as write, closing(making) as results:
+        for made in results:
             if write is not None:
                 write(made)
     return num_rows

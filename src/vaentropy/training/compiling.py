@@ -7,7 +7,7 @@ from types import FunctionType
 import torch
 
 from vaentropy._typing import Tensor
-from vaentropy.training.step import Objective, gradients, objective
+from vaentropy.training.step import Gradients, Objective, gradients, objective
 from vaentropy.vae import VAE
 
 __all__ = ["COMPILING_PAYS", "Compiled"]
@@ -22,31 +22,35 @@ class Compiled:
     """`gradients` of an objective that is compiled at the first call, of one model.
 
     It falls back to the original for good, with a line in the log, wherever the compiled one fails: in the forward
-    pass, or in the backward pass, which is compiled by itself.
+    pass, or in the backward pass, which is compiled by itself. The whole step is then taken anew.
+
+    Args:
+        original: the objective.
+        step: `gradients`, or what adds up those of parts, with an argument `of`.
     """
 
-    def __init__(self, original: Objective = objective):
+    def __init__(self, original: Objective = objective, step: Gradients = gradients):
         self._call: Objective | None = None
-        self._original = original
+        self._step, self._original = step, original
         self._changed: list[Tensor] = []
 
     def __call__(self, model: VAE, x: Tensor, *args, **options) -> Tensor:
         """See `gradients`."""
         if self._call is self._original:
-            return gradients(model, x, *args, of=self._original, **options)
+            return self._step(model, x, *args, of=self._original, **options)
         if self._call is None:
             # What a forward pass changes: running means and σ². There are few, and a copy takes some µs of a step.
             self._changed = [*model.buffers(), *model.variance_parameters()]
         before = [tensor.detach().clone() for tensor in self._changed]
         try:
             self._call = self._call or _compiled(self._original)
-            return gradients(model, x, *args, of=self._call, **options)
+            return self._step(model, x, *args, of=self._call, **options)
         except Exception as error:
             # What torch.compile raises is no one family of errors, and depends on the backend. An error of the model's
             # own comes again, below.
             self._call = self._original
             self._put_back(before, model.parameters())
-            sums = gradients(model, x, *args, of=self._original, **options)
+            sums = self._step(model, x, *args, of=self._original, **options)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             logger.warning("training goes on without torch.compile, which failed: %s", reason)
             return sums

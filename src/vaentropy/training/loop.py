@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -11,6 +12,7 @@ from vaentropy.errors import TrainingError
 from vaentropy.expectation import Nodes
 from vaentropy.processes import ALONE, Packet, World
 from vaentropy.progress import Report
+from vaentropy.training.accumulated import gradients_in_parts
 from vaentropy.training.checkpoint import Checkpoints
 from vaentropy.training.compiling import COMPILING_PAYS, Compiled
 from vaentropy.training.course import Course
@@ -92,14 +94,17 @@ class Loop:
         self.circumstances = {**self.settings.describe(), **self.data.describe()} if self.checkpoints else {}
 
     def _gradients(self) -> Gradients:
+        rows = self.settings.micro_batch_size
         if not self.world.alone:
             # Sums between processes in the midst of it can be neither compiled nor recorded.
-            return Shared(self.world, self.state.model)
+            return Shared(self.world, self.state.model, rows)
         device, compiled = self.state.noise.device.type, self.settings.compile
         if compiled is None:
             compiled = self.course.num_steps >= COMPILING_PAYS and device == "cpu"
-        call = Compiled() if compiled else gradients
-        recorded = device == "cuda" and self.settings.compile is not False
+        # Of parts only the passes are compiled, and nothing is recorded: a replay would take the place of gradients.
+        step = gradients if rows is None else partial(gradients_in_parts, rows=rows)
+        call = Compiled(step=step) if compiled else step
+        recorded = device == "cuda" and self.settings.compile is not False and rows is None
         return Graphed(call, self.state.model.parameters) if recorded else call
 
     def begin(self, *, resume: bool) -> None:

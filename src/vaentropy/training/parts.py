@@ -54,7 +54,9 @@ def evaluate_together(
     keep_freed_memory()
     shard = pieces[own][0].shard if pieces[own] else 0
     accumulator.begin(shard)
-    for piece in pieces[: own.start]:
+    before = pieces[: own.start]
+    accumulator.begin_at(sum(piece.end - piece.start for piece in before if piece.shard != shard), None)
+    for piece in before:
         if piece.shard == shard:
             accumulator.skip(piece.end - piece.start, model.latent_shape)
     batches = _read(data, pieces[own])

@@ -23,6 +23,7 @@ from vaentropy.likelihoods import Likelihood
 from vaentropy.options import check_log_jacobian
 from vaentropy.progress import Report, progress_bar
 from vaentropy.seeding import seeded
+from vaentropy.training.accumulated import nearly_equal_parts
 from vaentropy.training.course import Course
 from vaentropy.training.data import TrainingData, none_if_empty
 from vaentropy.training.fit import adam, channels_last, prepared
@@ -80,8 +81,9 @@ def fit_replicates(
 
     A model that diverges goes back to the end of its last good epoch and stays there, as its `History.stopped` says
     (where even these weights have no finite ELBO, `train` is None); the others go on. There are no checkpoints,
-    rollbacks, `patience` or `plateau`: use `fit` for these, as for `compile` and `precision`. In a group of
-    torch.distributed each process trains all the models that it is given, and knows nothing of the others.
+    rollbacks, `patience` or `plateau`: use `fit` for these, as for `compile`, `precision` and `micro_batch_size`;
+    models that go together compute no activation again (`recompute` of convolutions). In a group of torch.distributed
+    each process trains all the models that it is given, and knows nothing of the others.
 
     Args:
         models: of the same layers, device and dtype; without dropout or other randomness of their own.
@@ -248,19 +250,13 @@ def _groups(models: Sequence[VAE], x: TrainingData, settings: Settings) -> list[
     nodes = settings.expectation.nodes(2, models[0].latent_shape, generator=generator, dtype=some.dtype)
     num_rows = min(settings.batch_size, len(x.rows)) * len(nodes.noise)
     size = ORDER_BYTES * len(x.rows) + memory(models[0], some, num_rows)
-    groups = _parts(len(models), max(1, int(min(len(models), _room(some.device) // size))))
+    groups = nearly_equal_parts(len(models), max(1, int(min(len(models), _room(some.device) // size))))
     for group in groups:
         copies = [copy.deepcopy(models[number]) for number in group]
         Stack(copies, [settings] * len(copies)).try_out(some, copy.deepcopy(copies), first=group.start)
     if some.device.type == "cpu" and flops(models[0], some) * num_rows > STACKING_PAYS:
-        return _parts(len(models), 1)
+        return nearly_equal_parts(len(models), 1)
     return groups
-
-
-def _parts(number: int, largest: int) -> list[range]:
-    """Numbers below this one in parts of nearly equal size."""
-    count = math.ceil(number / largest)
-    return [range(part * number // count, (part + 1) * number // count) for part in range(count)]
 
 
 def _room(device: torch.device) -> float:

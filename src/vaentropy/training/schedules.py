@@ -15,10 +15,10 @@ Beta = float | Callable[[float], float]
 CYCLE_RISE, CYCLE_START, CYCLE_END = 0.3, 1 / 25, 1 / 25 * 1e-4
 
 
-def warmup(fraction: float = 0.25) -> Callable[[float], float]:
-    """β from 0 to 1 in a straight line over the first `fraction` of training, then 1: training ends on the ELBO."""
+def warmup(fraction: float = 0.25, beta: float = 1.0) -> Callable[[float], float]:
+    """β from 0 to `beta` in a straight line over the first `fraction` of training, then `beta`: by default the ELBO."""
     _check_fraction(fraction)
-    return _Warmup(fraction)
+    return _Warmup(fraction, beta)
 
 
 def cyclical(num_cycles: int = 4, ramp: float = 0.5) -> Callable[[float], float]:
@@ -35,9 +35,10 @@ def cyclical(num_cycles: int = 4, ramp: float = 0.5) -> Callable[[float], float]
 @dataclass(frozen=True)
 class _Warmup:
     fraction: float
+    beta: float
 
     def __call__(self, done: float) -> float:
-        return min(1.0, done / self.fraction)
+        return self.beta * min(1.0, done / self.fraction)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Settings:
 
     epochs: int = 100
     batch_size: int = 200
+    micro_batch_size: int | None = None
     learning_rate: float = 5e-3
     schedule: str = "one_cycle"
     variances: str = "analytic"
@@ -51,7 +52,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluate_every", "patience"):
+        for name in ("epochs", "batch_size", "micro_batch_size", "evaluate_every", "patience"):
             if getattr(self, name) is not None or name in ("epochs", "batch_size"):
                 require_count(name, getattr(self, name))
         require_count("max_rollbacks", self.max_rollbacks, least=0)
@@ -105,7 +106,8 @@ class Settings:
             # 1 and 1.0 are the same setting.
             return repr(int(value) if isinstance(value, float) and value.is_integer() else value)
 
-        return {f.name: text(getattr(self, f.name)) for f in fields(self)}
+        # With other parts of a batch the steps are the same.
+        return {f.name: text(getattr(self, f.name)) for f in fields(self) if f.name != "micro_batch_size"}
 
 
 def require_same(now: Mapping[str, str], stored: Mapping[str, Any]) -> None:

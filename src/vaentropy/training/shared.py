@@ -13,17 +13,17 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from vaentropy._typing import Tensor
 from vaentropy.errors import UsageError
-from vaentropy.processes import Packet, World, part_of_batch
+from vaentropy.processes import Packet, World
+from vaentropy.training.accumulated import gradients_in_parts
 from vaentropy.training.checkpoint import Checkpoints
 from vaentropy.training.data import TrainingData
 from vaentropy.training.history import Row
 from vaentropy.training.interruption import SIGNALS
 from vaentropy.training.settings import Settings
 from vaentropy.training.state import Snapshot
-from vaentropy.training.step import objective
 from vaentropy.vae import VAE
 
-__all__ = ["Shared", "Unwritten", "require_one_training"]
+__all__ = ["Shared", "Unwritten", "require_divisible", "require_one_training"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class Shared:
     Args:
         world: the processes.
         model: in training.
+        rows: of a forward and backward pass at most; None takes all that a process has.
 
     Attributes:
         share: to be set before a call: fraction of the batch that is here.
@@ -44,8 +45,8 @@ class Shared:
         signal: to be set before a call: a signal that has come here. Afterwards: one that has come anywhere.
     """
 
-    def __init__(self, world: World, model: VAE):
-        self._world = world
+    def __init__(self, world: World, model: VAE, rows: int | None = None):
+        self._world, self._rows = world, rows
         self._learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._flat, self._views = _flat(self._learned)
         self.share, self.due, self.signal = 1.0, False, None
@@ -53,9 +54,8 @@ class Shared:
 
     def __call__(self, model: VAE, x: Tensor, *args, **options) -> Tensor:
         """See `gradients`; the sums are those of the whole batch."""
-        with part_of_batch(self._world, self.share):
-            loss, sums = objective(model, x, *args, **options)
-        (loss * self.share).backward()
+        here = {"rows": self._rows, "world": self._world, "share": self.share}
+        sums = gradients_in_parts(model, x, *args, **here, **options)
         return self._summed(sums if self.share else torch.zeros_like(sums))
 
     def _summed(self, sums: Tensor) -> Tensor:
@@ -122,8 +122,7 @@ def require_one_training(
     """Refuse what several processes cannot train as one.
 
     Raises:
-        UsageError: layers whose outputs depend on the whole batch or on generators, data that cannot be shared, or
-            processes that were given different things.
+        UsageError: data that cannot be shared, or processes that were given different things.
     """
     if world.alone:
         return
@@ -136,24 +135,35 @@ def require_one_training(
             )
     if data.device is not None and data.device.type not in ("cpu", "cuda"):
         raise UsageError(f"a model on {data.device} given {together}, expected one on the CPU or on a GPU of CUDA's")
-    for name, module in model.named_modules():
-        if reason := _undivided(module):
-            raise UsageError(
-                f"{name} is {type(module).__name__}, {reason}, expected layers that treat each row by itself "
-                f"{together}; leave it out, put it into eval mode, or train in one process"
-            )
     if settings.compile and world.first:
         logger.warning("training goes on without torch.compile, which is for one process")
     _require_same(world, model, settings, data, held_out)
 
 
-def _undivided(module: nn.Module) -> str | None:
-    """Why a module cannot do with some rows of a batch what it would do with them in the whole."""
+def require_divisible(world: World, model: VAE, settings: Settings) -> None:
+    """Refuse layers that cannot do with some rows of a batch what they would do with them in the whole.
+
+    Raises:
+        UsageError: there is one, and batches are divided: between processes, or by `micro_batch_size`.
+    """
+    if world.alone and settings.micro_batch_size is None:
+        return
+    together = f"in {world.size} processes" if not world.alone else "with micro_batch_size"
+    instead = "train in one process" if not world.alone else "train without it, in smaller batches"
+    for name, module in model.named_modules():
+        if reason := _undivided(module, world):
+            raise UsageError(
+                f"{name} is {type(module).__name__}, {reason}, expected layers that treat each row by itself "
+                f"{together}; leave it out, put it into eval mode, or {instead}"
+            )
+
+
+def _undivided(module: nn.Module, world: World) -> str | None:
     if not module.training:
         return None
     if isinstance(module, _BatchNorm) or (isinstance(module, _InstanceNorm) and module.track_running_stats):
         return "whose statistics would be those of a part of the batch"
-    if isinstance(module, _DropoutNd) and module.p:
+    if isinstance(module, _DropoutNd) and module.p and not world.alone:
         return "which would draw the same for the rows of each process"
     return None
 

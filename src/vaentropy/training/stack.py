@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vaentropy._typing import Bool, Float, Tensor
 from vaentropy.errors import UsageError
 from vaentropy.likelihoods import GaussianHead
+from vaentropy.networks import keep_activations
 from vaentropy.training.graphed import Graphed
 from vaentropy.training.settings import Settings
 from vaentropy.training.step import objective
@@ -43,7 +44,8 @@ class Stack:
 
     def __init__(self, models: Sequence[VAE], settings: Sequence[Settings]):
         self.models, self._clip_norm = list(models), settings[0].clip_norm
-        self._template = copy.deepcopy(models[0])
+        # Under torch.vmap nothing can be computed again; the numbers are the same.
+        self._template = keep_activations(copy.deepcopy(models[0]))
         self._blocks = _blocks(models[0])
         self._tensors = [_gather(models, shapes) for shapes in self._blocks.values()]
         self._buffers = [torch.stack(list(each)) for each in zip(*(m.buffers() for m in models), strict=True)]
@@ -282,7 +284,7 @@ def flops(model: VAE, x: Tensor) -> float:
 
 def memory(model: VAE, x: Tensor, num_rows: int) -> float:
     """About how many bytes a model takes in a stack that steps on so many rows, like those of x (B, *data_shape)."""
-    model = copy.deepcopy(model)
+    model = keep_activations(copy.deepcopy(model))
     kept: dict[int, int] = {}  # bytes of the largest tensor at each place in memory
 
     def keep(tensor: Tensor) -> Tensor:
