@@ -126,7 +126,7 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(config, tmp_path, mo
     assert table(tmp_path)[bad]["failure"] == found.failed[bad]
     assert [row["run"] for row in found.rows] == [good, bad]
     tried = []
-    monkeypatch.setattr(MODULE, "SECONDS_TO_APPEAR", 0.0)
+    monkeypatch.setattr("vaentropy.engines.shared.SECONDS_TO_APPEAR", 0.0)
     monkeypatch.setattr(MODULE, "train", lambda config, **how: tried.append(config.learning_rate))
     sweep(config, vary, out=tmp_path)
     assert tried == [1e20]
@@ -203,7 +203,7 @@ def test_overwriting_removes_the_runs_of_the_other_and_nothing_else(config, tmp_
 def test_a_run_that_is_nowhere_after_its_training_is_told(config, tmp_path, monkeypatch):
     # As on a machine that sees another folder.
     monkeypatch.setattr(MODULE, "train", lambda config, **how: None)
-    monkeypatch.setattr(MODULE, "SECONDS_TO_APPEAR", 0.0)
+    monkeypatch.setattr("vaentropy.engines.shared.SECONDS_TO_APPEAR", 0.0)
     found = sweep(config, {}, out=tmp_path)
     assert "has to be one that all machines share" in found.failed["seed=0"]
 
