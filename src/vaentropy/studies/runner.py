@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def reproduce(
         for number, _, error in answers:
             study = todo[number]
             place = folder / study.name
-            if error is None and not appears(place, lambda: _is_whole(place)):  # noqa: B023  # called at once
+            if error is None and not appears(place, partial(_is_whole, place)):
                 how = "the folder has to be one that all machines share: name such a one"
                 error = TrainingError(f"{place} is not here after its run; {how}")
             if error is not None:
