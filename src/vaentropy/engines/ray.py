@@ -198,7 +198,10 @@ def _near(number: int, running: dict[Any, int], ahead: int) -> bool:
 
 
 def _not_among_results() -> redirect_stdout[Any]:
-    """While Ray is at work: it says on stdout, say, that workers are lost."""
+    """While Ray is waited for: it says on stdout, say, that workers are lost.
+
+    What its threads say while the caller is at an answer is not caught: stdout is the caller's then.
+    """
     return redirect_stdout(sys.stderr)
 
 
