@@ -5,6 +5,7 @@ Every message is one line that says what was given, what was expected and what t
 
 import difflib
 import reprlib
+import sys
 from collections.abc import Collection
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "VaentropyError",
+    "gpu_failure",
     "nearest",
     "out_of_memory",
     "printable",
@@ -26,6 +28,8 @@ _SHORT = reprlib.Repr()
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = 6
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _SHORT.maxlevel = 3
+# How torch says that a CPU has no memory left; there is no class for it.
+CPU_ALLOCATOR = "DefaultCPUAllocator:"
 
 
 def printable(text: str) -> str:
@@ -47,11 +51,42 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """What to say of an error where memory was not enough, else None; torch has no class for a CPU without memory."""
-    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and "memory" in str(error)):
+    """What to say of an error where memory was not enough, else None."""
+    of_cpu = isinstance(error, RuntimeError) and CPU_ALLOCATOR in str(error)
+    if not (isinstance(error, MemoryError | _class_of_torch("OutOfMemoryError")) or of_cpu):
         return None
     how = "lower batch_size, num_samples, hidden or latent_dim, or read data in pieces with --stream"
     return f"memory is not enough ({str(error).splitlines()[0] if str(error) else 'MemoryError'}); {how}"
+
+
+def gpu_failure(error: BaseException | None) -> str | None:
+    """What CUDA said, in one line, where an error or one behind it leaves this process without its GPU; else None.
+
+    After such an error all that is asked of the GPU fails, until the process ends. Too little memory is none.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if _is_of_gpu(error):
+            return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        seen.add(id(error))
+        error = error.__context__ if error.__cause__ is None else error.__cause__
+    return None
+
+
+def _is_of_gpu(error: BaseException) -> bool:
+    if isinstance(error, VaentropyError | _class_of_torch("OutOfMemoryError")):
+        return False
+    said = isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    return said or isinstance(error, _class_of_torch("AcceleratorError"))
+
+
+def _class_of_torch(name: str) -> type[BaseException]:
+    """A class of errors, without an import: where torch was not imported, it has raised none."""
+    return getattr(sys.modules.get("torch"), name, _Never)
+
+
+class _Never(BaseException):
+    """An error that nobody raises."""
 
 
 class VaentropyError(Exception):

@@ -36,6 +36,13 @@ def odd(task, report):
     return task
 
 
+def half(task, report):
+    """One that fails after some work."""
+    report(f"task {task}", 2)
+    if task:
+        raise DataError("not this one")
+
+
 def process(task, report):
     """In which process, after a while in which others begin."""
     time.sleep(0.2)
@@ -99,3 +106,28 @@ class Trained:
                     taken.check()
             finally:
                 (self.folder / f"checkpoint-{task}").touch()
+
+
+_without_gpu = False
+
+
+@dataclass(frozen=True)
+class OnGpu:
+    """Loses the GPU of its process in the midst of some tasks, as often as is asked for; from then on nothing works."""
+
+    folder: Path
+    tasks: tuple[int, ...]
+    times: int
+
+    def __call__(self, task, report):
+        global _without_gpu
+        tries = len(list(self.folder.glob(f"{task}-*")))
+        (self.folder / f"{task}-{tries}").touch()
+        report(f"task {task}", 1)
+        if _without_gpu or (task in self.tasks and tries < self.times):
+            _without_gpu = True
+            try:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with more")
+            except RuntimeError as error:
+                raise DataError("what a user reads") from error
+        return task

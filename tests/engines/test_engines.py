@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 
-from vaentropy.engines import Done, Engine, Here, Lost, Processes, Ray
+from vaentropy.engines import Done, Engine, GpuFailed, Here, Lost, Processes, Ray, engine_or_here
+from vaentropy.engines import ray as of_ray
 from vaentropy.engines.engine import no_progress
 from vaentropy.errors import DataError, MissingExtraError, UsageError
 
@@ -129,6 +132,36 @@ def test_no_task_is_no_work(jobs):
         assert answers(engine, jobs.double, []) == {}
 
 
+def test_none_is_here_and_engines_say_where_they_are(monkeypatch):
+    monkeypatch.setattr(of_ray, "_ray", lambda: None)
+    given = Processes(2)
+    assert engine_or_here(given) is given and isinstance(engine_or_here(None), Here)
+    with pytest.raises(UsageError, match="engine"):
+        engine_or_here("processes")
+    places = {type(each): (each.elsewhere, each.other_machines) for each in (Here(), given, Ray())}
+    assert places == {Here: (False, False), Processes: (True, False), Ray: (True, True)}
+
+
+def test_a_gpu_that_fails_here_stops_all_since_no_other_task_could_use_it(jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "_without_gpu", False)
+    doing = Here().run(jobs.OnGpu(tmp_path, (1,), 1), range(3))
+    assert next(doing) == Done(0, 0)
+    with pytest.raises(GpuFailed, match=r"\(CUDA error: an illegal memory access was encountered\); begin it again"):
+        next(doing)
+
+
+@pytest.mark.parametrize(("options", "cores"), [({}, 4), ({"num_cpus": 8}, 8), ({"workers": 3, "num_cpus": 2}, 6)])
+def test_a_cluster_of_this_machine_has_the_cores_that_are_asked_for_or_that_there_are(monkeypatch, options, cores):
+    asked = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(of_ray, "available_cores", lambda: 4)
+    monkeypatch.setattr(of_ray, "_ray", lambda: SimpleNamespace(init=lambda address, **how: asked.append(how)))
+    engine = Ray(**options)
+    assert engine.workers == options.get("workers") and asked == []
+    engine._start()
+    assert [how["num_cpus"] for how in asked] == [cores]
+
+
 # --- In other processes ---------------------------------------------------------------------------------------------
 
 
@@ -149,6 +182,54 @@ def test_failures_travel_and_the_others_go_on(jobs, apart):
     assert type(done[0].failure) is DataError and str(done[0].failure) == "there is no data"
     assert type(done[2].failure) is FileNotFoundError and done[2].failure.filename == "there"
     assert (done[1].result, done[3].result) == (1, 2)
+
+
+def test_units_of_a_task_that_fails_stay_as_here(jobs, apart):
+    progress, here = Progress(), Progress()
+    answers(apart, jobs.half, [0, 1], progress)
+    answers(Here(), jobs.half, [0, 1], here)
+    assert progress.units == here.units == 4
+
+
+def test_a_task_that_cannot_be_sent_is_told(jobs, apart):
+    with pytest.raises(UsageError, match=r"a task cannot be sent to another process \(.*\); define functions"):
+        answers(apart, jobs.double, [1, threading.Lock()])
+
+
+def test_stdout_is_that_of_the_caller_between_answers(jobs, apart):
+    before = sys.stdout
+    for _ in apart.run(jobs.double, [1, 2]):
+        assert sys.stdout is before
+    assert sys.stdout is before
+
+
+def test_a_worker_whose_gpu_fails_is_replaced_and_its_task_done_again(jobs, apart, tmp_path):
+    progress = Progress()
+    done = answers(apart, jobs.OnGpu(tmp_path, (1, 3), 1), range(6), progress)
+    assert done == {n: Done(n, n) for n in range(6)}
+    assert {n: len(list(tmp_path.glob(f"{n}-*"))) for n in range(6)} == {0: 1, 1: 2, 2: 1, 3: 2, 4: 1, 5: 1}
+    assert progress.units == 6
+
+
+@pytest.mark.slow
+def test_what_the_gpu_said_is_told_of_a_task_that_is_given_up(jobs, tmp_path):
+    done = answers(Processes(1), jobs.OnGpu(tmp_path, (0,), 99), range(2))
+    assert done[1] == Done(1, 1) and isinstance(done[0].failure, Lost)
+    assert "GPU any more, 3 times (CUDA error: an illegal memory access was encountered)" in str(done[0].failure)
+
+
+@pytest.mark.slow
+def test_ray_goes_on_without_the_actor_that_tells_of_progress(jobs, cluster, monkeypatch):
+    ray, read, killed = importlib.import_module("ray"), of_ray._told, []
+
+    def told(news):
+        if not killed:
+            killed.append(news)
+            ray.kill(news, no_restart=False)
+        return read(news)
+
+    monkeypatch.setattr(of_ray, "_told", told)
+    assert len(answers(Ray(workers=2), jobs.process, range(6))) == 6 and killed
 
 
 def test_a_bug_stops_all_and_comes_with_the_traceback_of_its_process(jobs, apart):

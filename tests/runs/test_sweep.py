@@ -19,6 +19,7 @@ from vaentropy.config import RunConfig
 from vaentropy.engines import Processes, Ray
 from vaentropy.errors import DataError, UsageError
 from vaentropy.runs import RunFolder, build, describe_run, evaluate_run, sweep, train
+from vaentropy.runs.outcomes import Sweep
 from vaentropy.training import Interrupted
 
 MODULE = sys.modules["vaentropy.runs.sweep"]  # whose name the function has taken
@@ -126,10 +127,42 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(config, tmp_path, mo
     assert table(tmp_path)[bad]["failure"] == found.failed[bad]
     assert [row["run"] for row in found.rows] == [good, bad]
     tried = []
-    monkeypatch.setattr(MODULE, "SECONDS_TO_APPEAR", 0.0)
+    monkeypatch.setattr("vaentropy.engines.shared.SECONDS_TO_APPEAR", 0.0)
     monkeypatch.setattr(MODULE, "train", lambda config, **how: tried.append(config.learning_rate))
     sweep(config, vary, out=tmp_path)
     assert tried == [1e20]
+
+
+def test_an_error_that_nobody_expected_fails_its_run_alone_and_the_same_call_tries_it_again(
+    config, tmp_path, monkeypatch, caplog
+):
+    vary, tried = {"latent_dim": [1, 2]}, []
+
+    def broken(config, **how):
+        tried.append(config.latent_dim)
+        if config.latent_dim == 1:
+            raise AssertionError("this cannot be\nand more of it")
+        return train(config, **how)
+
+    monkeypatch.setattr(MODULE, "train", broken)
+    for times in (1, 2):
+        found = sweep(config, vary, out=tmp_path)
+        assert found.failed == {"latent_dim=1,seed=0": "AssertionError: this cannot be"}
+        assert [row["run"] for row in found.rows if row["status"] == "finished"] == ["latent_dim=2,seed=0"]
+        assert tried == [1, 2] + [1] * (times - 1)
+    assert "latent_dim=1,seed=0 failed" in caplog.text and "in broken" in caplog.text
+
+
+def test_the_column_that_orders_runs_is_found_once_however_many_there_are(done, monkeypatch):
+    asked, score = [], Sweep.score.fget
+    monkeypatch.setattr(Sweep, "score", property(lambda s: asked.append(s) or score(s)))
+    few, many = (Sweep(done.folder, done.vary, done.rows * times) for times in (1, 20))
+    counts = []
+    for each in (few, many):
+        asked.clear()
+        str(Sweep(each.folder, each.vary, each.rows))
+        counts.append(len(asked))
+    assert counts[0] == counts[1]
 
 
 def test_a_failed_run_that_was_killed_when_it_was_tried_again_begins_anew(config, tmp_path):
@@ -203,7 +236,7 @@ def test_overwriting_removes_the_runs_of_the_other_and_nothing_else(config, tmp_
 def test_a_run_that_is_nowhere_after_its_training_is_told(config, tmp_path, monkeypatch):
     # As on a machine that sees another folder.
     monkeypatch.setattr(MODULE, "train", lambda config, **how: None)
-    monkeypatch.setattr(MODULE, "SECONDS_TO_APPEAR", 0.0)
+    monkeypatch.setattr("vaentropy.engines.shared.SECONDS_TO_APPEAR", 0.0)
     found = sweep(config, {}, out=tmp_path)
     assert "has to be one that all machines share" in found.failed["seed=0"]
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from vaentropy import __version__
 from vaentropy.cli import main
 from vaentropy.cli.studies import STUDIES as NAMES
+from vaentropy.engines import Done, Here
 from vaentropy.errors import DataError, MissingExtraError, TrainingError, UsageError
 from vaentropy.figures.style import new_figure
 from vaentropy.studies import Outcome, Plan, Study, runner
@@ -88,6 +90,50 @@ def test_what_is_there_is_kept_and_what_failed_is_tried_again(studies, tmp_path)
     assert studies == ["c", "b", "a", "b"]
     assert seen == ["c", "a", "a", "c"]
     assert list(second.kept) == ["a", "c"]
+
+
+class Far(Here):
+    """As machines that have other devices, and whose files are seen late or never."""
+
+    elsewhere = other_machines = True
+
+    def __init__(self, folder, seconds):
+        self.folder, self.seconds, self.closed = folder, seconds, False
+
+    def run(self, call, tasks, *, report=None, ahead=None):
+        try:
+            for number, name in enumerate(tasks):
+                call(name, report)
+                place, hidden = self.folder / name, self.folder / f"{name}-on-its-way"
+                place.rename(hidden)
+                if self.seconds is not None:
+                    threading.Timer(self.seconds, hidden.rename, [place]).start()
+                yield Done(number)
+        finally:
+            self.closed = True
+
+
+def test_what_other_machines_write_may_come_late(studies, tmp_path, monkeypatch):
+    monkeypatch.setattr("vaentropy.engines.shared.SECONDS_TO_APPEAR", 2.0)
+    engine = Far(tmp_path, 0.1)
+    assert list(reproduce(["a"], out=tmp_path, engine=engine).records) == ["a"] and engine.closed
+
+
+def test_what_other_machines_write_elsewhere_is_told(studies, tmp_path, monkeypatch):
+    monkeypatch.setattr("vaentropy.engines.shared.SECONDS_TO_APPEAR", 0.0)
+    engine = Far(tmp_path, None)
+    with pytest.raises(TrainingError, match="has to be one that all machines share"):
+        reproduce(["a"], out=tmp_path, engine=engine)
+    assert engine.closed
+
+
+def test_devices_of_other_machines_are_not_asked_for_here(studies, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(runner, "torch_device", lambda device: asked.append(device) or "there")
+    reproduce(["a"], out=tmp_path, engine=Far(tmp_path, 0.0))
+    assert len(asked) == 1  # by the study itself
+    reproduce(["c"], out=tmp_path)
+    assert len(asked) == 3
 
 
 def test_a_single_study_that_fails_raises_and_leaves_nothing(studies, tmp_path):

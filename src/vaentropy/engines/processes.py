@@ -3,16 +3,29 @@
 import os
 import pickle
 import signal
+import sys
 import threading
+import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from typing import Any, NamedTuple
 
 from vaentropy.checks import require_count
-from vaentropy.engines.engine import TRIES, Call, Done, Engine, Lost, answer_of, no_progress
+from vaentropy.engines.engine import (
+    TRIES,
+    UNSENDABLE,
+    Call,
+    Done,
+    Engine,
+    GpuFailed,
+    Lost,
+    answer_of,
+    cannot_be_sent,
+    no_progress,
+)
 from vaentropy.errors import UsageError
 from vaentropy.progress import Report
 
@@ -20,6 +33,8 @@ __all__ = ["Processes", "available_cores"]
 
 # A worker that is asked to stop may have a checkpoint to write.
 SECONDS_TO_STOP = 20.0
+# One whose line has ended is about to end.
+SECONDS_TO_END = 5.0
 READY = None  # what a worker says first
 
 
@@ -35,7 +50,8 @@ class Processes(Engine):
     """Processes of this machine, started for a call of `run` and ended with it.
 
     A script that uses them has to have the usual `if __name__ == "__main__":`, since they are not forked: threads of
-    torch do not survive that. Where there are GPUs, the workers are spread over them.
+    torch do not survive that. A task cannot have processes of its own, such as those of a data loader. Where there are
+    GPUs, the workers are spread over them.
 
     Args:
         workers: how many; None takes one for each core.
@@ -51,7 +67,7 @@ class Processes(Engine):
 
     def run(
         self, call: Call, tasks: Sequence[Any], *, report: Report = no_progress, ahead: int | None = None
-    ) -> Iterator[Done]:
+    ) -> Generator[Done, None, None]:
         """Do the tasks, see `Engine.run`."""
         return _Crew(self, _packed(call, "what is to be done"), list(tasks), report, ahead).work()
 
@@ -61,22 +77,27 @@ def _packed(thing: Any, what: str) -> bytes:
     in containers and is lost with the process that made it."""
     try:
         return pickle.dumps(thing, protocol=pickle.HIGHEST_PROTOCOL)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise UsageError(
-            f"{what} cannot be sent to another process ({str(error).splitlines()[0]}); define functions and "
-            "classes in a module, or use one worker"
-        ) from error
+    except UNSENDABLE as error:
+        raise cannot_be_sent(what, error) from error
+
+
+class _Ending(NamedTuple):
+    """The last word of a worker that is of no more use."""
+
+    reason: str
 
 
 @dataclass
 class _Worker:
-    """A process, this end of its line, and what it has in hand."""
+    """A process, its number, this end of its line, what it has in hand, and why it ends."""
 
+    number: int
     process: SpawnProcess
     line: connection.Connection
     ready: bool = False
     task: int | None = None
     units: int = 0
+    reason: str = ""
 
 
 class _Crew:
@@ -88,12 +109,11 @@ class _Crew:
         self._waiting = deque(range(len(tasks)))
         self._tries = [0] * len(tasks)
         self._workers: list[_Worker] = []
-        self._started = 0
 
-    def work(self) -> Iterator[Done]:
+    def work(self) -> Generator[Done, None, None]:
         try:
-            for _ in range(min(self._engine.workers, len(self._tasks))):
-                self._workers.append(self._start())
+            for number in range(min(self._engine.workers, len(self._tasks))):
+                self._workers.append(self._start(number))
             # When all are starting: a long message is taken only by one that has started.
             for worker in self._workers:
                 self._send(worker, self._call)
@@ -106,14 +126,13 @@ class _Crew:
         finally:
             self._stop()
 
-    def _start(self) -> _Worker:
+    def _start(self, number: int) -> _Worker:
         context = get_context("spawn")
         here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(there, self._engine.threads, self._started), daemon=True)
-        self._started += 1
+        process = context.Process(target=_serve, args=(there, self._engine.threads, number), daemon=True)
         process.start()
         there.close()
-        return _Worker(process, here)
+        return _Worker(number, process, here)
 
     def _give(self, worker: _Worker) -> None:
         """Its next task, if any is left and not too far ahead of others."""
@@ -122,14 +141,22 @@ class _Crew:
         if self._waiting and self._waiting[0] < min([*in_hand, self._waiting[0]]) + self._ahead:
             worker.task = self._waiting.popleft()
         if worker.task is not None:
-            self._tries[worker.task] += 1
-            self._send(worker, _packed((worker.task, self._tasks[worker.task]), "a task"))
+            sent = self._send(worker, _packed((worker.task, self._tasks[worker.task]), "a task"))
+            # One that was ready and has died while it was idle has not tried this one.
+            self._tries[worker.task] += sent or not worker.ready
 
-    def _send(self, worker: _Worker, content: bytes) -> None:
+    def _give_all(self) -> None:
+        for worker in self._workers:
+            if worker.task is None:
+                self._give(worker)
+
+    def _send(self, worker: _Worker, content: bytes) -> bool:
+        """Whether it was alive; if not, its line says so when it is heard."""
         try:
             worker.line.send_bytes(content)
-        except OSError:  # it has died since; its line says so when it is heard
-            return
+        except OSError:
+            return False
+        return True
 
     def _heard(self) -> list[_Worker]:
         lines = {worker.line: worker for worker in self._workers if worker.task is not None}
@@ -138,18 +165,20 @@ class _Crew:
     def _hear(self, worker: _Worker) -> Done | None:
         """One message of a worker; what it means for the table of answers."""
         try:
-            message = pickle.loads(worker.line.recv_bytes())
+            packed = worker.line.recv_bytes()
         except (EOFError, OSError):
             return self._lost(worker)
+        message = pickle.loads(packed)
         if message is READY:
             worker.ready = True
             return None
         if isinstance(message, Done):
             worker.task = None
-            for idle in self._workers:
-                if idle.task is None:
-                    self._give(idle)
+            self._give_all()
             return message
+        if isinstance(message, _Ending):
+            worker.reason = message.reason
+            return None
         if isinstance(message, BaseException):
             raise message
         note, units = message
@@ -159,8 +188,8 @@ class _Crew:
 
     def _lost(self, worker: _Worker) -> Done | None:
         """Put another one in the place of a worker that is gone."""
-        worker.process.join()
         worker.line.close()
+        _end(worker.process, SECONDS_TO_END)
         status = worker.process.exitcode
         if not worker.ready and status and status > 0:
             raise UsageError(
@@ -175,17 +204,18 @@ class _Crew:
             self._waiting.appendleft(number)
         else:
             how = f"ended with status {status}, {TRIES} times; was there memory enough?"
+            if worker.reason:
+                how = f"could not use its GPU any more, {TRIES} times ({worker.reason})"
             done = Done(number, failure=Lost(f"its process {how}"))
+        self._give_all()
         if self._waiting:
-            self._replace()
+            self._replace(worker.number)
         return done
 
-    def _replace(self) -> None:
-        idle = next((worker for worker in self._workers if worker.task is None), None)
-        if idle is None:
-            self._workers.append(idle := self._start())
-            self._send(idle, self._call)
-        self._give(idle)
+    def _replace(self, number: int) -> None:
+        self._workers.append(worker := self._start(number))
+        self._send(worker, self._call)
+        self._give(worker)
 
     def _stop(self) -> None:
         for worker in self._workers:
@@ -194,11 +224,16 @@ class _Crew:
             else:
                 worker.process.terminate()
         for worker in self._workers:
-            worker.process.join(SECONDS_TO_STOP)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+            _end(worker.process, SECONDS_TO_STOP)
             worker.line.close()
+
+
+def _end(process: SpawnProcess, seconds: float) -> None:
+    """Wait for the end of a process, and not for longer than some seconds."""
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
 
 
 # --- In the other process -------------------------------------------------------------------------------------------
@@ -225,7 +260,14 @@ def _serve(line: connection.Connection, threads: int, number: int) -> None:
             def report(note: str = "", /, advance: int = 1) -> None:
                 line.send_bytes(pickle.dumps((note, advance)))
 
-            line.send_bytes(_answer(call, task_number, task, report))
+            try:
+                answer = _answer(call, task_number, task, report)
+            except GpuFailed as failed:
+                traceback.print_exception(failed)
+                line.send_bytes(pickle.dumps(_Ending(failed.reason)))
+                sys.stderr.flush()
+                os._exit(1)  # what else ends with a process may wait for the GPU
+            line.send_bytes(answer)
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         return  # the parent has no more to do, is gone, or has ended this by SIGTERM
 
@@ -248,9 +290,9 @@ def _settle(threads: int, number: int) -> None:
 def _answer(call: Call, number: int, task: Any, report: Report) -> bytes:
     try:
         return pickle.dumps(answer_of(call, number, task, report), protocol=pickle.HIGHEST_PROTOCOL)
+    except GpuFailed:
+        raise
     except Exception as error:
-        import traceback
-
         # A traceback does not travel; a note does.
         error.add_note(f"In another process:\n{traceback.format_exc()}")
         try:

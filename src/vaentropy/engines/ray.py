@@ -5,14 +5,25 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from functools import cached_property
-from typing import IO, Any, cast
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from typing import Any
 
 from vaentropy.checks import require_count, require_number
-from vaentropy.engines.engine import TRIES, Call, Done, Engine, Lost, answer_of, no_progress
+from vaentropy.engines.engine import (
+    TRIES,
+    UNSENDABLE,
+    Call,
+    Done,
+    Engine,
+    GpuFailed,
+    Lost,
+    answer_of,
+    cannot_be_sent,
+    no_progress,
+)
 from vaentropy.engines.processes import SECONDS_TO_STOP, available_cores
 from vaentropy.errors import MissingExtraError, UsageError, shown
 from vaentropy.progress import Report
@@ -44,6 +55,8 @@ class Ray(Engine):
         MissingExtraError: Ray is not installed.
     """
 
+    other_machines = True
+
     def __init__(
         self,
         address: str | None = None,
@@ -53,18 +66,16 @@ class Ray(Engine):
         num_gpus: float | int = 0,
     ):
         self.address = address
-        self._workers = None if workers is None else require_count("workers", workers)
+        self.workers = None if workers is None else require_count("workers", workers)
         self.num_cpus = require_count("num_cpus", num_cpus)
         self.num_gpus = require_number("num_gpus", num_gpus, positive=False)
         _ray()
 
-    @cached_property
-    def workers(self) -> int:  # type: ignore[override]  # known when the cluster is
-        """Tasks at a time."""
-        if self._workers is not None:
-            return self._workers
-        with self._cluster():
-            there = _ray().cluster_resources()
+    def _at_a_time(self) -> int:
+        """Tasks that the cluster to which we are connected does at a time."""
+        if self.workers is not None:
+            return self.workers
+        there = _ray().cluster_resources()
         limits = [there.get("CPU", 1) // self.num_cpus]
         limits += [there.get("GPU", 0) // self.num_gpus] if self.num_gpus else []
         return max(1, int(min(limits)))
@@ -101,23 +112,26 @@ class Ray(Engine):
                 put_back()
                 yield
             finally:
-                with redirect_stdout(sys.stderr):  # what it has not said yet
+                with _not_among_results():  # what it has not said yet
                     ray.shutdown()
 
     def _start(self) -> None:
         ray, address = _ray(), self._where
-        own = {"num_cpus": (self._workers or available_cores()) * self.num_cpus} if address == LOCAL else {}
+        # As many cores as there are, unless more tasks are asked for.
+        cores = self.workers * self.num_cpus if self.workers else max(available_cores(), self.num_cpus)
+        own = {"num_cpus": cores} if address == LOCAL else {}
         before = {name: os.environ.get(name) for name in QUIET}
         os.environ.update({name: value for name, value in QUIET.items() if before[name] is None})
         try:
-            ray.init(
-                address,
-                include_dashboard=False if own else None,
-                log_to_driver=False,
-                logging_level="error",
-                configure_logging=False,
-                **own,
-            )
+            with _not_among_results():
+                ray.init(
+                    address,
+                    include_dashboard=False if own else None,
+                    log_to_driver=False,
+                    logging_level="error",
+                    configure_logging=False,
+                    **own,
+                )
         except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise _nobody(address, reason) from error
@@ -128,40 +142,52 @@ class Ray(Engine):
 
     def run(
         self, call: Call, tasks: Sequence[Any], *, report: Report = no_progress, ahead: int | None = None
-    ) -> Iterator[Done]:
+    ) -> Generator[Done, None, None]:
         """Do the tasks, see `Engine.run`."""
         if not tasks:
             return
         ray = _ray()
-        with redirect_stdout(cast(IO[str], _OfThisThread(sys.stdout))), self._cluster():
+        with self._cluster():
             # A call that is interrupted ends what it has begun, on a cluster that goes on as well.
             running: dict[Any, int] = {}
-            news = ray.remote(num_cpus=0)(_News).remote()
+            news = ray.remote(num_cpus=0, max_restarts=-1)(_News).remote()
             try:
-                bound = len(tasks) if ahead is None else ahead * self.workers
-                yield from self._each(call, tasks, running, news, report, bound)
+                workers = self._at_a_time()
+                bound = len(tasks) if ahead is None else ahead * workers
+                yield from self._each(call, tasks, running, news, report, workers, bound)
             finally:
                 _stop(list(running), news)
 
     def _each(
-        self, call: Call, tasks: Sequence[Any], running: dict[Any, int], news: Any, report: Report, ahead: int
-    ) -> Iterator[Done]:
+        self,
+        call: Call,
+        tasks: Sequence[Any],
+        running: dict[Any, int],
+        news: Any,
+        report: Report,
+        workers: int,
+        ahead: int,
+    ) -> Generator[Done, None, None]:
         ray = _ray()
         start = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=TRIES - 1)(_answer)
         # In a list, so that it is taken out once in each worker and not for each task.
-        shared, progress = [_put(call)], _Progress(report)
+        with _sending("what is to be done"):
+            shared = [ray.put(call)]
+        progress = _Progress(report)
         waiting = list(enumerate(tasks))[::-1]
         while waiting or running:
-            while waiting and len(running) < self.workers and _near(waiting[-1][0], running, ahead):
+            while waiting and len(running) < workers and _near(waiting[-1][0], running, ahead):
                 number, task = waiting.pop()
-                running[start.remote(shared, number, task, news, self.num_cpus)] = number
-            ended, _ = ray.wait(list(running), timeout=SECONDS_BETWEEN_REPORTS)
-            progress.show(ray.get(news.read.remote()))
+                with _sending("a task"):
+                    running[start.remote(shared, number, task, news, self.num_cpus)] = number
+            with _not_among_results():
+                ended, _ = ray.wait(list(running), timeout=SECONDS_BETWEEN_REPORTS)
+            progress.show(_told(news))
             for reference in ended:
                 # Not before there is an answer: until then an interruption has to stop it.
                 done = _done(reference, running[reference])
                 del running[reference]
-                if done.failure is not None:
+                if isinstance(done.failure, Lost):
                     progress.take_back(done.number)
                 yield done
 
@@ -171,14 +197,29 @@ def _near(number: int, running: dict[Any, int], ahead: int) -> bool:
     return number < min([number, *running.values()]) + ahead
 
 
-class _OfThisThread:
-    """A stdout of this thread alone: Ray's own would put what it says of lost workers among the results."""
+def _not_among_results() -> redirect_stdout[Any]:
+    """While Ray is waited for: it says on stdout, say, that workers are lost.
 
-    def __init__(self, stdout: IO[str]):
-        self._stdout, self._thread = stdout, threading.get_ident()
+    What its threads say while the caller is at an answer is not caught: stdout is the caller's then.
+    """
+    return redirect_stdout(sys.stderr)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stdout if threading.get_ident() == self._thread else sys.stderr, name)
+
+@contextmanager
+def _sending(what: str) -> Iterator[None]:
+    try:
+        yield
+    except UNSENDABLE as error:
+        raise cannot_be_sent(what, error) from error
+
+
+def _told(news: Any) -> list[tuple[int, str, str, int]]:
+    """What tasks have told; nothing while the actor is being replaced."""
+    ray = _ray()
+    try:
+        return ray.get(news.read.remote())
+    except ray.exceptions.RayError:
+        return []
 
 
 class _News:
@@ -238,6 +279,10 @@ def _answer(shared: list[Any], number: int, task: Any, news: Any, threads: int) 
     try:
         with _Telling(news, number) as report:
             return answer_of(_calls[name], number, task, report)
+    except GpuFailed as failed:
+        traceback.print_exception(failed)
+        sys.stderr.flush()
+        os._exit(1)  # Ray would give the process to others; for one that is lost it tries again
     except KeyboardInterrupt:  # nobody waits for the answer any more
         return Done(number)
     finally:
@@ -281,7 +326,7 @@ class _Telling:
         ray = _ray()
         try:
             return ray.get(self._news.tell.remote(self._number, self._attempt, *told))
-        except ray.exceptions.RayError:  # whoever asked for it is gone
+        except ray.exceptions.RayError:  # whoever asked for it is gone, or the actor is being replaced
             return True
 
 
@@ -290,7 +335,8 @@ def _stop(running: list[Any], news: Any) -> None:
     ray = _ray()
     if running:
         # By word first: Ray aborts this process where a task that it has cancelled ends by itself.
-        ray.get(news.stop.remote())
+        with suppress(ray.exceptions.RayError):
+            ray.get(news.stop.remote())
         _, running = ray.wait(running, num_returns=len(running), timeout=SECONDS_TO_STOP)
     for reference in running:
         ray.cancel(reference, force=True)
@@ -320,14 +366,6 @@ def _own_signals() -> Iterator[Callable[[], None]]:
 def _nobody(address: str, reason: str) -> UsageError:
     how = "start one with: ray start --head, or leave the address out"
     return UsageError(f"no Ray cluster at {shown(address)} ({reason}); {how}")
-
-
-def _put(call: Call) -> Any:
-    try:
-        return _ray().put(call)
-    except TypeError as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"what is to be done cannot be sent to another process ({reason}); use one worker") from error
 
 
 def _done(reference: Any, number: int) -> Done:

@@ -133,7 +133,8 @@ class Sweep:
     kept: tuple[str, ...] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: -_value(row, self.score))))
+        score = self.score  # which looks at all rows
+        object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: -_value(row, score))))
 
     @property
     def score(self) -> str:
@@ -159,10 +160,10 @@ class Sweep:
         """One row for each combination, the best first: how many of its runs are finished, the median of their score,
         its lowest and its highest value, and medians of relative gap and active latents; None where none is."""
         groups: dict[tuple[Any, ...], list[Row]] = {}
-        names = [name for name in self.vary if name != SEED]
+        names, score = [name for name in self.vary if name != SEED], self.score
         for row in self.rows:
             groups.setdefault(tuple(row[name] for name in names), []).append(row)
-        each = [dict(zip(names, key, strict=True)) | _summary(rows, self.score) for key, rows in groups.items()]
+        each = [dict(zip(names, key, strict=True)) | _summary(rows, score) for key, rows in groups.items()]
         return sorted(each, key=lambda group: -_value(group, "median"))
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from vaentropy.checks import require_instance
 from vaentropy.config import RunConfig
 from vaentropy.data import Coding
-from vaentropy.engines import Engine, Ray
+from vaentropy.engines import Engine, engine_or_here
 from vaentropy.runs.build import build_model, draw_model, load_own, num_threads, torch_device
 from vaentropy.selection import Selection
 from vaentropy.selection import select as select_latents
@@ -38,7 +38,7 @@ def select(
     """
     require_instance("config", config, RunConfig, "a RunConfig")
     latent_dims = check_candidates(latent_dims, least=0 if linear else 1)
-    if engine is None or not isinstance(engine, Ray):  # whose machines may have other devices
+    if not engine_or_here(engine).other_machines:
         torch_device(config.device)
     data = load_own(config)
     if linear:

@@ -1,10 +1,9 @@
 """Train every combination of some settings, each as a run of its own, wherever an engine has it done."""
 
 import json
-import os
+import logging
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,8 @@ from typing import Any
 from vaentropy.checks import require_function, require_instance, require_path
 from vaentropy.config import DATA, RunConfig
 from vaentropy.data import Dataset
-from vaentropy.engines import Engine, Here, Ray, require_engine
+from vaentropy.engines import Engine, engine_or_here
+from vaentropy.engines.shared import appears
 from vaentropy.errors import DataError, TrainingError, UsageError, VaentropyError, out_of_memory, shown
 from vaentropy.files import ASIDE, read_text, to_json, write_text
 from vaentropy.processes import found
@@ -31,11 +31,11 @@ from vaentropy.training.history import Row
 
 __all__ = ["sweep"]
 
+logger = logging.getLogger(__name__)
+
 SWEEPS = Path("sweeps")
 REQUEST, TABLE = "sweep.json", "sweep.csv"
 SCHEMA_VERSION = 1
-# What another machine has written may be seen a little later.
-SECONDS_TO_APPEAR = 10.0
 MODEL = ("model", "network", "hidden", "latent_dim")
 
 
@@ -76,13 +76,12 @@ def sweep(
         Interrupted: by Ctrl-C or SIGTERM, after runs under way have written checkpoints; the same call goes on.
     """
     require_instance("config", config, RunConfig, "a RunConfig")
-    require_engine(engine)
+    engine = engine_or_here(engine)
     require_function("on_run", on_run)
     if not found().alone:
         raise UsageError("sweep called by processes that train together, expected one; start it without torchrun")
     runs = combinations(config, vary, num_seeds)
     plan = _Plan(_folder(config, out), runs, _request(config, vary, runs, num_seeds))
-    engine = engine or Here()
     kept: dict[Any, Dataset] = {}
     _check_data([run for run, state in plan.states(overwrite).items() if state != FINISHED], engine, kept)
     make_folder(plan.folder, exist_ok=True)
@@ -91,13 +90,13 @@ def sweep(
         states = plan.states(overwrite)
         plan.begin(overwrite)
         todo = [run for run, state in states.items() if state != FINISHED]
-        call = _Training(plan.folder.absolute(), kept if isinstance(engine, Here) else {})
+        call = _Training(plan.folder.absolute(), {} if engine.elsewhere else kept)
         del kept  # workers load theirs
         total = sum(run.config.epochs for run in todo)
         with (
             _interruptible(plan, overwrite),
             progress_bar(total, "epochs", show=progress) as report,
-            closing(engine.run(call, todo, report=report)) as answers,  # type: ignore[type-var]
+            closing(engine.run(call, todo, report=report)) as answers,
         ):
             for number, _, failure in answers:
                 row = plan.end(todo[number], failure)
@@ -123,7 +122,7 @@ def _check_data(todo: Sequence[Combination], engine: Engine, kept: dict[Any, Dat
     """Refuse, before anything is trained, data that cannot be used and models that do not fit them."""
     if not todo:
         return
-    if not isinstance(engine, Ray):  # whose machines may have other devices
+    if not engine.other_machines:
         for device in dict.fromkeys(run.config.device for run in todo):
             torch_device(device)
     with keeping_data(kept):
@@ -234,12 +233,7 @@ class _Plan:
         return self.rows[run.name]
 
     def _appears(self, run: Combination) -> bool:
-        end = time.monotonic() + SECONDS_TO_APPEAR
-        while True:
-            os.listdir(self.folder)  # which makes a network's file system look again
-            if (there := state_of(self.folder, run) == FINISHED) or time.monotonic() > end:
-                return there
-            time.sleep(SECONDS_TO_APPEAR / 10)
+        return appears(self.folder, lambda: state_of(self.folder, run) == FINISHED)
 
 
 @contextmanager
@@ -301,9 +295,10 @@ class _Training:
                     resume(place, **options)
                 elif state != FINISHED:
                     train(run.config, out=place, overwrite=state == FAILED, **options)
-        except (MemoryError, RuntimeError) as error:
-            message = out_of_memory(error)
-            if isinstance(error, VaentropyError) or message is None:
-                raise
-            raise TrainingError(message) from error
+        except (VaentropyError, OSError):
+            raise
+        except Exception as error:  # the others go on, and this one is tried again by the next call
+            logger.exception("%s failed", run.name)
+            first = (str(error).strip().splitlines() or ["no reason given"])[0]
+            raise TrainingError(out_of_memory(error) or f"{type(error).__name__}: {first}") from error
         advance(epochs)

@@ -13,7 +13,7 @@ from vaentropy.data.conditioned import ConditionedRows
 from vaentropy.data.dataset import Dataset, split
 from vaentropy.data.given import Data, as_rows
 from vaentropy.data.source import Part, Source
-from vaentropy.engines import Engine, Here, require_engine
+from vaentropy.engines import Engine, engine_or_here, require_engine
 from vaentropy.errors import DataError, TrainingError, UsageError, nearest, shown
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.families import FAMILIES
@@ -119,7 +119,7 @@ def select(
             expectation=evaluation_expectation,
             settings=settings,
         )
-        fitted, failures = _trained(trainer, candidates, seeds, engine or Here(), progress)
+        fitted, failures = _trained(trainer, candidates, seeds, engine_or_here(engine), progress)
     name = model if isinstance(model, str) else "your model"
     return summarise(fitted, failures, parts, model=name, data=_description(data), num_errors=num_errors)
 
@@ -272,7 +272,7 @@ def _trained(
     trainer: Trainer, candidates: Sequence[int], seeds: Sequence[int], engine: Engine, progress: bool | None
 ) -> tuple[list[Fitted], dict[int, str]]:
     """Each candidate from every seed, wherever the engine has it done."""
-    if not isinstance(engine, Here) and not found().alone:
+    if engine.elsewhere and not found().alone:
         raise UsageError("engine given in a group of torch.distributed, expected one of the two; leave engine out")
     tasks = [(latent_dim, seed) for latent_dim in candidates for seed in seeds]
     trained: dict[int, list[Measured]] = {latent_dim: [] for latent_dim in candidates}
@@ -281,7 +281,7 @@ def _trained(
     total = len(tasks) * trainer.settings["epochs"]
     with (
         progress_bar(total, "epochs", show=progress) as report,
-        closing(engine.run(trainer, tasks, report=report)) as answers,  # type: ignore[type-var]
+        closing(engine.run(trainer, tasks, report=report)) as answers,
     ):
         for number, measured, failure in answers:
             latent_dim, seed = tasks[number]

@@ -6,7 +6,9 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import torch
 
 from vaentropy import __version__
 from vaentropy.checks import require_function, require_instance, require_path
-from vaentropy.engines import Engine, Here, Processes, require_engine
-from vaentropy.errors import UsageError, nearest, shown
+from vaentropy.engines import Engine, Here, engine_or_here
+from vaentropy.engines.shared import appears
+from vaentropy.errors import TrainingError, UsageError, nearest, shown
 from vaentropy.files import to_json, write_text
 from vaentropy.progress import Report, progress_bar
 from vaentropy.runs.build import torch_device
@@ -79,10 +82,11 @@ def reproduce(
     chosen = _studies(names)
     plan = plan or Plan()
     require_instance("plan", plan, Plan, "a Plan")
-    require_engine(engine)
+    engine = engine_or_here(engine)
     require_function("on_study", on_study)
     _check_data(chosen, plan)
-    torch_device(plan.device)
+    if not engine.other_machines:
+        torch_device(plan.device)
     folder = require_path("out", out) if out is not None else Path("reproduced") / _name(plan)
     folder = Path(os.path.abspath(folder))
     check_index(folder)
@@ -95,20 +99,26 @@ def reproduce(
             on_study(record)
     # The longest first, so that none of the processes is left with it alone.
     todo = sorted((study for study in chosen if study.name not in records), key=lambda study: -study.cost)
-    if engine is None or (len(todo) == 1 and isinstance(engine, Processes)):
+    if len(todo) == 1 and not engine.other_machines:
         engine = Here()
-    elsewhere = not isinstance(engine, Here)
-    call = _Running(replace(plan, progress=False) if elsewhere else plan, folder)
+    call = _Running(replace(plan, progress=False) if engine.elsewhere else plan, folder)
     names = [study.name for study in todo]
-    with progress_bar(len(todo), "studies", show=plan.progress if elsewhere else False) as report:
-        for number, _, error in engine.run(call, names, report=report):
+    with (
+        progress_bar(len(todo), "studies", show=plan.progress if engine.elsewhere else False) as report,
+        closing(engine.run(call, names, report=report)) as answers,
+    ):
+        for number, _, error in answers:
             study = todo[number]
+            place = folder / study.name
+            if error is None and not appears(place, partial(_is_whole, place)):
+                how = "the folder has to be one that all machines share: name such a one"
+                error = TrainingError(f"{place} is not here after its run; {how}")
             if error is not None:
                 failed[study.name] = str(error)
                 if len(chosen) == 1:
                     raise error
                 continue
-            records[study.name] = read_record(folder / study.name)
+            records[study.name] = read_record(place)
             # After each, so that it is there whatever happens to the next.
             write_index(folder, STUDIES)
             if on_study:
@@ -205,7 +215,11 @@ def _found(study: Study, plan: Plan, folder: Path, *, overwrite: bool) -> Record
         if record.plan.get(name) != value:
             raise UsageError(f"{place} was made with {name}={shown(record.plan.get(name))}, not {shown(value)}; {how}")
     # An interrupted call may have left a record alone.
-    return record if all((place / name).is_file() for name in (TABLE, FIGURE)) else None
+    return record if _is_whole(place) else None
+
+
+def _is_whole(place: Path) -> bool:
+    return all((place / name).is_file() for name in (RECORD, TABLE, FIGURE))
 
 
 # --- One study ------------------------------------------------------------------------------------------------------
