@@ -208,9 +208,8 @@ class Parts:
             left = f"{self._old} exists, which an interrupted command may have left"
             if self.path.exists():
                 raise UsageError(f"{left}; remove it")
-            raise UsageError(
-                f"{left}: what it was to replace; rename it, or {self.aside} that is whole, to {self.path}"
-            )
+            new = f", or {self.aside}, which is whole," if self.aside.exists() else ""
+            raise UsageError(f"{left} in place of {self.path}; rename it{new} to that")
         if self.aside.is_symlink() or self.aside.exists():
             raise UsageError(f"{self.aside} exists, which an interrupted command may have left; remove it")
         if not self.path.parent.is_dir():
