@@ -16,7 +16,7 @@ from vaentropy.data.source import Rows, Source, rows_per_shard
 from vaentropy.engines import Call, Engine, require_engine
 from vaentropy.errors import UsageError
 from vaentropy.model import placement
-from vaentropy.passes import Pass, keep_freed_memory
+from vaentropy.passes import Counted, Pass, keep_freed_memory
 from vaentropy.progress import Report
 
 __all__ = ["Recipe", "Stretch", "WithModel", "as_source", "in_order", "stretches", "through"]
@@ -129,8 +129,8 @@ class Recipe(WithModel):
         super().__init__(model)
         self._make, self._how = make, how
 
-    def __call__(self, task: _Share, report: Report) -> Pass:
-        """The pass, after the shards of a task."""
+    def __call__(self, task: _Share, report: Report) -> Counted:
+        """What a pass over the shards of a task counts."""
         part, weights, batch_size = task
         one = self._make(self.model, **self._how)
         one.begin_at(part.first_row, None if weights is None else torch.from_numpy(weights))
@@ -139,7 +139,7 @@ class Recipe(WithModel):
             one.shards(part.source, range(shard, shard + 1), batch_size=batch_size, on_batch=None)
             report("", part.source.shard_sizes[shard])
         one.weights_for(one.num_points)
-        return one
+        return one.counted()
 
 
 def through(
