@@ -18,13 +18,15 @@ import vaentropy as ve
 from vaentropy.data import Rows, load
 from vaentropy.data.files import Options, source_of_file
 from vaentropy.data.formats.images import ImageFolder
+from vaentropy.data.formats.torch_dataset import TorchItems
+from vaentropy.data.source import Part
 from vaentropy.engines import Here, Processes, Ray
 from vaentropy.errors import DataError, UsageError
 from vaentropy.evaluation import Accumulator, evaluate
 from vaentropy.expectation import GaussHermite, MonteCarlo
 from vaentropy.importance import log_likelihood
 from vaentropy.seeding import generator_of
-from vaentropy.shared_out import Stretch, in_order, stretches
+from vaentropy.shared_out import MOST_STRETCHES, Stretch, in_order, stretches
 
 from .models import Toy
 from .pages import ROOT
@@ -245,6 +247,44 @@ def test_no_more_than_its_own_rows_are_sent_with_a_task(tmp_path):
     assert sizes[1] < 1.1 * sizes[0]
 
 
+def of_many(folder, kind, rows):
+    """A source of shards of two rows each, of a kind."""
+    x = torch.arange(4.0 * rows).reshape(rows, 4)
+    if kind == "rows":
+        return Rows(x, shard_size=2)
+    if kind == "torch dataset":
+        return TorchItems(TensorDataset(x))
+    path = folder / f"{rows}.{kind}"
+    if kind == "npy":
+        np.save(path, x.numpy())
+    elif kind == "parquet":
+        parquet.write_table(pa.table({name: x[:, i].numpy() for i, name in enumerate("abcd")}), path, row_group_size=2)
+    else:
+        np.savetxt(path, x.numpy(), delimiter=",")
+    return source_of_file(path, Options())
+
+
+@pytest.mark.parametrize("kind", ["rows", "torch dataset", "npy", "parquet", "csv", "csv.gz"])
+def test_a_task_does_not_grow_with_the_shards_of_others(tmp_path, monkeypatch, kind):
+    for module in ("arrays", "csv_file", "torch_dataset"):
+        monkeypatch.setattr(f"vaentropy.data.formats.{module}.rows_per_shard", lambda shape: 2)
+    sizes = []
+    for rows in (400, 800):
+        whole = of_many(tmp_path, kind, rows)
+        sources = [whole, Part(whole, 0.5, seed=3, held_out=False), ve.given(whole, torch.arange(rows)[:, None])]
+        assert all(len(source.shard_sizes) == rows // 2 for source in sources)
+        task = [Stretch(source, range(90, 93), 180, 6) for source in sources]
+        sizes.append([len(pickle.dumps(each)) for each in task])
+        for source, part in zip(sources, pickle.loads(pickle.dumps(task)), strict=True):
+            for shard in part.shards:
+                assert part.source.read(shard).equal(source.read(shard))
+                assert part.source.shard_sizes[shard] == source.shard_sizes[shard]
+                assert part.source.place(shard) == source.place(shard)
+            assert len(part.source.shard_sizes) == len(source.shard_sizes)
+    # Lengths of a path, and numbers of more bytes.
+    assert all(one - 20 < two < one + 20 for one, two in zip(*sizes, strict=True))
+
+
 def test_stretches_are_consecutive_and_of_about_equal_rows():
     class Sizes(Rows):
         def __init__(self, sizes):
@@ -259,6 +299,8 @@ def test_stretches_are_consecutive_and_of_about_equal_rows():
     assert all(100 <= part.num_rows == sum(sizes[n] for n in part.shards) < 150 for part in parts[:-1])
     assert [part.num_rows for part in stretches(Sizes([0, 3, 0, 0]), 2)] == [3]
     assert [part.num_rows for part in stretches(Sizes([5, 1, 0, 0]), 2)] == [5, 1]
+    assert [part.num_rows for part in stretches(Sizes([1] * 10), most=4)] == [3, 3, 3, 1]
+    assert len(stretches(Sizes([1] * 2000), most=None)) == 2000 > MOST_STRETCHES >= len(stretches(Sizes([1] * 2000)))
 
 
 def test_rows_in_errors_are_counted_over_all_shards():

@@ -26,7 +26,7 @@ from vaentropy.runs.build import all_rows, num_threads
 from vaentropy.runs.folder import RunFolder
 from vaentropy.runs.output import Output, Parts, is_folder
 from vaentropy.runs.use import load, require_data_shape
-from vaentropy.shared_out import Stretch, WithModel, as_source, in_order, stretches
+from vaentropy.shared_out import MOST_STRETCHES, Stretch, WithModel, as_source, in_order, stretches
 from vaentropy.vae import VAE
 
 __all__ = ["encode_run", "reconstruct_run", "sample_run"]
@@ -258,7 +258,9 @@ def _write(
     num_rows, folder = sum(len(x) for x in parts), output if isinstance(output, Parts) else None
     width = max(math.prod(model.data_shape), len(output.columns))
     least = (VALUES_PER_RESULT if folder is None else VALUES_PER_PART) // width
-    tasks = list(enumerate(part for x in parts for part in stretches(as_source(x), max(1, least))))
+    # What is returned stays short however many rows there are; files do not become more and more.
+    most = None if folder is None else MOST_STRETCHES
+    tasks = list(enumerate(part for x in parts for part in stretches(as_source(x), least, most=most)))
 
     def report(note: str = "", /, advance: int = 1) -> None:
         if on_batch and advance:
