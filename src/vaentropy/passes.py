@@ -31,6 +31,7 @@ __all__ = [
     "each_batch",
     "keep_freed_memory",
     "rows_per_batch",
+    "shard_seed",
 ]
 
 # What stays in a core's cache; and what keeps a GPU busy: an H200 then takes 1/30 of the time (docs/performance.md).
@@ -140,6 +141,11 @@ def bound_pair(answer: Any) -> tuple[LatentVariableModel, Tensor]:
     return model, x
 
 
+def shard_seed(seed: int, shard: int) -> int:
+    """Of what is drawn for one shard; the first one's is that of data without shards."""
+    return generator_of(seed, "shard", shard).initial_seed() if shard else seed
+
+
 class Counted(NamedTuple):
     """What a pass has counted: sums, and nothing of the model or the data.
 
@@ -212,7 +218,7 @@ class Pass(ABC):
 
         Draws of shard 0 are those of data without shards.
         """
-        seed = generator_of(self._seed, "shard", shard).initial_seed() if shard else self._seed
+        seed = shard_seed(self._seed, shard)
         self._draws = GlobalDraws(seed, self._device or torch.device("cpu"))
         self._draws_of_data = GlobalDraws(generator_of(seed, "data").initial_seed(), torch.device("cpu"))
         self._shard_seed = seed
