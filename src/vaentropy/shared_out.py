@@ -17,7 +17,7 @@ from vaentropy.engines import Call, Engine, require_engine
 from vaentropy.errors import UsageError
 from vaentropy.model import placement
 from vaentropy.passes import Counted, Pass, keep_freed_memory
-from vaentropy.progress import Report
+from vaentropy.progress import Report, reporting
 
 __all__ = ["MOST_STRETCHES", "Recipe", "Stretch", "WithModel", "as_source", "in_order", "stretches", "through"]
 
@@ -174,11 +174,7 @@ def through(
     parts = stretches(source)
     tasks = [_Share(part, _of(weights, part), batch_size) for part in parts]
 
-    def report(note: str = "", /, advance: int = 1) -> None:
-        if on_batch and advance:
-            on_batch(advance)
-
-    with closing(in_order(engine, recipe, tasks, report)) as results:
+    with closing(in_order(engine, recipe, tasks, reporting(on_batch))) as results:
         for counted in results:
             whole.take_in(counted)
     whole.end()

@@ -20,7 +20,7 @@ from vaentropy.engines import Engine, Here, require_engine
 from vaentropy.errors import UsageError
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import in_mode
-from vaentropy.progress import Report
+from vaentropy.progress import Report, reporting
 from vaentropy.rows import affordable, fill_missing
 from vaentropy.runs.build import all_rows, num_threads
 from vaentropy.runs.folder import RunFolder
@@ -261,10 +261,7 @@ def _write(
     # What is returned stays short however many rows there are; files do not become more and more.
     most = None if folder is None else MOST_STRETCHES
     tasks = list(enumerate(part for x in parts for part in stretches(as_source(x), least, most=most)))
-
-    def report(note: str = "", /, advance: int = 1) -> None:
-        if on_batch and advance:
-            on_batch(advance)
+    report = reporting(on_batch)
 
     # Where one part takes long, few others wait for it in memory.
     ahead = RESULTS_PER_WORKER if folder is None else None
