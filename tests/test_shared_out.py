@@ -20,7 +20,7 @@ from vaentropy.data.files import Options, source_of_file
 from vaentropy.data.formats.images import ImageFolder
 from vaentropy.data.formats.torch_dataset import TorchItems
 from vaentropy.data.source import Part
-from vaentropy.engines import Here, Processes, Ray
+from vaentropy.engines import Here, Processes
 from vaentropy.errors import DataError, UsageError
 from vaentropy.evaluation import Accumulator, evaluate
 from vaentropy.expectation import GaussHermite, MonteCarlo
@@ -30,7 +30,7 @@ from vaentropy.shared_out import MOST_STRETCHES, Stretch, in_order, stretches
 
 from .models import Toy
 from .pages import ROOT
-from .workers import Fatal, Sent
+from .workers import Fatal, Sent, two_workers
 
 X = torch.randn(230, 4, generator=torch.Generator().manual_seed(0))
 WITH_NAN = torch.where(torch.rand(X.shape, generator=torch.Generator().manual_seed(1)) < 0.3, torch.nan, X)
@@ -330,22 +330,22 @@ def late(task, report):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [Processes(2), Ray(workers=2)])
-def test_results_do_not_pile_up_behind_a_slow_task(engine, monkeypatch):
+@pytest.mark.parametrize("kind", ["processes", "ray"])
+def test_results_do_not_pile_up_behind_a_slow_task(kind, monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
-    times = list(in_order(engine, late, range(12), lambda note="", advance=1: None, ahead=2))
+    times = list(in_order(two_workers(kind), late, range(12), lambda note="", advance=1: None, ahead=2))
     assert all(begin < times[0][1] for begin, _ in times[:3])
     assert all(begin > times[0][1] for begin, _ in times[4:])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [Processes(2), Ray(workers=2)])
-def test_rows_of_killed_workers_count_once(engine, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["processes", "ray"])
+def test_rows_of_killed_workers_count_once(kind, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     source = Rows(X, shard_size=10)
     expected, seen = evaluate(made(), source, pointwise=True), []
     deadly = Fatal(source, (0, 11, 22), tmp_path)
-    same(evaluate(made(), deadly, pointwise=True, engine=engine, on_batch=seen.append), expected)
+    same(evaluate(made(), deadly, pointwise=True, engine=two_workers(kind), on_batch=seen.append), expected)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["read-0", "read-11", "read-22"]
     assert sum(seen) == len(X)
 

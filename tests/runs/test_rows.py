@@ -10,7 +10,6 @@ from pyarrow import parquet
 
 from vaentropy.cli import main
 from vaentropy.data import load as load_data
-from vaentropy.engines import Processes, Ray
 from vaentropy.errors import DataError, UsageError
 from vaentropy.expectation import MonteCarlo
 from vaentropy.files import ASIDE
@@ -28,7 +27,7 @@ from vaentropy.runs import (
 from vaentropy.runs.output import GROUP_VALUES, Parts, parquet_file
 
 from ..pages import ROOT
-from ..workers import FatalParts, Sent
+from ..workers import FatalParts, Sent, two_workers
 
 X = np.random.default_rng(0).normal(3.0, 2.0, size=(230, 4)).astype(np.float32)
 
@@ -232,13 +231,13 @@ def test_the_command_makes_folders(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [Processes(2), Ray(workers=2)])
-def test_no_row_is_lost_or_doubled_when_workers_are_killed(run, small, tmp_path, monkeypatch, engine):
+@pytest.mark.parametrize("kind", ["processes", "ray"])
+def test_no_row_is_lost_or_doubled_when_workers_are_killed(run, small, tmp_path, monkeypatch, kind):
     monkeypatch.syspath_prepend(ROOT)
     encode_run(run, f"{tmp_path}/quiet/")
     monkeypatch.setattr(rows, "Parts", FatalParts)
     seen = []
-    encode_run(run, f"{tmp_path}/killed/", engine=engine, on_batch=seen.append)
+    encode_run(run, f"{tmp_path}/killed/", engine=two_workers(kind), on_batch=seen.append)
     assert {path.name for path in tmp_path.iterdir()} == {"quiet", "killed", "midst", "whole"}
     assert sum(seen) == len(X)
     for one, other in zip(*(sorted((tmp_path / name).iterdir()) for name in ("quiet", "killed")), strict=True):
