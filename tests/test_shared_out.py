@@ -195,6 +195,7 @@ def short_shards(monkeypatch):
         monkeypatch.setattr(f"vaentropy.data.formats.{module}.rows_per_shard", lambda shape: 80)
 
 
+@pytest.mark.slow
 def test_every_source_can_be_sent(tmp_path, short_shards):
     model, few, seen = made(), MonteCarlo(4), {}
     for path in files(tmp_path):
