@@ -1,5 +1,6 @@
 """Shards shared out: the numbers of one process whoever does them, from every kind of source, after kills too."""
 
+import copy
 import math
 import pickle
 import time
@@ -17,18 +18,19 @@ import vaentropy as ve
 from vaentropy.data import Rows, load
 from vaentropy.data.files import Options, source_of_file
 from vaentropy.data.formats.images import ImageFolder
-from vaentropy.engines import Here, Processes, Ray
+from vaentropy.data.formats.torch_dataset import TorchItems
+from vaentropy.data.source import Part
+from vaentropy.engines import Here, Processes
 from vaentropy.errors import DataError, UsageError
 from vaentropy.evaluation import Accumulator, evaluate
 from vaentropy.expectation import GaussHermite, MonteCarlo
 from vaentropy.importance import log_likelihood
-from vaentropy.passes import Pass
 from vaentropy.seeding import generator_of
-from vaentropy.shared_out import Stretch, in_order, stretches
+from vaentropy.shared_out import MOST_STRETCHES, Stretch, in_order, stretches
 
 from .models import Toy
 from .pages import ROOT
-from .workers import Fatal, Sent
+from .workers import Fatal, Sent, two_workers
 
 X = torch.randn(230, 4, generator=torch.Generator().manual_seed(0))
 WITH_NAN = torch.where(torch.rand(X.shape, generator=torch.Generator().manual_seed(1)) < 0.3, torch.nan, X)
@@ -193,6 +195,7 @@ def short_shards(monkeypatch):
         monkeypatch.setattr(f"vaentropy.data.formats.{module}.rows_per_shard", lambda shape: 80)
 
 
+@pytest.mark.slow
 def test_every_source_can_be_sent(tmp_path, short_shards):
     model, few, seen = made(), MonteCarlo(4), {}
     for path in files(tmp_path):
@@ -241,8 +244,46 @@ def test_no_more_than_its_own_rows_are_sent_with_a_task(tmp_path):
     for rows in (x, x.repeat(2, 1)):
         accumulator = Accumulator(made(), expectation=MonteCarlo(1))
         accumulator.through(rows, batch_size=None, on_batch=None)
-        sizes.append(len(pickle.dumps(accumulator)))
+        sizes.append(len(pickle.dumps(accumulator.counted())))
     assert sizes[1] < 1.1 * sizes[0]
+
+
+def of_many(folder, kind, rows):
+    """A source of shards of two rows each, of a kind."""
+    x = torch.arange(4.0 * rows).reshape(rows, 4)
+    if kind == "rows":
+        return Rows(x, shard_size=2)
+    if kind == "torch dataset":
+        return TorchItems(TensorDataset(x))
+    path = folder / f"{rows}.{kind}"
+    if kind == "npy":
+        np.save(path, x.numpy())
+    elif kind == "parquet":
+        parquet.write_table(pa.table({name: x[:, i].numpy() for i, name in enumerate("abcd")}), path, row_group_size=2)
+    else:
+        np.savetxt(path, x.numpy(), delimiter=",")
+    return source_of_file(path, Options())
+
+
+@pytest.mark.parametrize("kind", ["rows", "torch dataset", "npy", "parquet", "csv", "csv.gz"])
+def test_a_task_does_not_grow_with_the_shards_of_others(tmp_path, monkeypatch, kind):
+    for module in ("arrays", "csv_file", "torch_dataset"):
+        monkeypatch.setattr(f"vaentropy.data.formats.{module}.rows_per_shard", lambda shape: 2)
+    sizes = []
+    for rows in (400, 800):
+        whole = of_many(tmp_path, kind, rows)
+        sources = [whole, Part(whole, 0.5, seed=3, held_out=False), ve.given(whole, torch.arange(rows)[:, None])]
+        assert all(len(source.shard_sizes) == rows // 2 for source in sources)
+        task = [Stretch(source, range(90, 93), 180, 6) for source in sources]
+        sizes.append([len(pickle.dumps(each)) for each in task])
+        for source, part in zip(sources, pickle.loads(pickle.dumps(task)), strict=True):
+            for shard in part.shards:
+                assert part.source.read(shard).equal(source.read(shard))
+                assert part.source.shard_sizes[shard] == source.shard_sizes[shard]
+                assert part.source.place(shard) == source.place(shard)
+            assert len(part.source.shard_sizes) == len(source.shard_sizes)
+    # Lengths of a path, and numbers of more bytes.
+    assert all(one - 20 < two < one + 20 for one, two in zip(*sizes, strict=True))
 
 
 def test_stretches_are_consecutive_and_of_about_equal_rows():
@@ -259,6 +300,8 @@ def test_stretches_are_consecutive_and_of_about_equal_rows():
     assert all(100 <= part.num_rows == sum(sizes[n] for n in part.shards) < 150 for part in parts[:-1])
     assert [part.num_rows for part in stretches(Sizes([0, 3, 0, 0]), 2)] == [3]
     assert [part.num_rows for part in stretches(Sizes([5, 1, 0, 0]), 2)] == [5, 1]
+    assert [part.num_rows for part in stretches(Sizes([1] * 10), most=4)] == [3, 3, 3, 1]
+    assert len(stretches(Sizes([1] * 2000), most=None)) == 2000 > MOST_STRETCHES >= len(stretches(Sizes([1] * 2000)))
 
 
 def test_rows_in_errors_are_counted_over_all_shards():
@@ -288,26 +331,33 @@ def late(task, report):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [Processes(2), Ray(workers=2)])
-def test_results_do_not_pile_up_behind_a_slow_task(engine, monkeypatch):
+@pytest.mark.parametrize("kind", ["processes", "ray"])
+def test_results_do_not_pile_up_behind_a_slow_task(kind, monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
-    times = list(in_order(engine, late, range(12), lambda note="", advance=1: None, ahead=2))
+    times = list(in_order(two_workers(kind), late, range(12), lambda note="", advance=1: None, ahead=2))
     assert all(begin < times[0][1] for begin, _ in times[:3])
     assert all(begin > times[0][1] for begin, _ in times[4:])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [Processes(2), Ray(workers=2)])
-def test_rows_of_killed_workers_count_once(engine, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["processes", "ray"])
+def test_rows_of_killed_workers_count_once(kind, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     source = Rows(X, shard_size=10)
     expected, seen = evaluate(made(), source, pointwise=True), []
     deadly = Fatal(source, (0, 11, 22), tmp_path)
-    same(evaluate(made(), deadly, pointwise=True, engine=engine, on_batch=seen.append), expected)
+    same(evaluate(made(), deadly, pointwise=True, engine=two_workers(kind), on_batch=seen.append), expected)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["read-0", "read-11", "read-22"]
     assert sum(seen) == len(X)
 
 
-def test_a_pass_that_nobody_merges_says_nothing_of_its_model():
-    sent = pickle.loads(pickle.dumps(Accumulator(made(), expectation=MonteCarlo(1))))
-    assert isinstance(sent, Pass) and not hasattr(sent, "_model")
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+def test_an_evaluation_under_way_is_copied_whole(again):
+    expected = evaluate(made(), X, batch_size=80, sample_weight=WEIGHTS, pointwise=True)
+    accumulator = Accumulator(made(), sample_weight=WEIGHTS, pointwise=True)
+    for number, batch in enumerate(X.split(80)):
+        with accumulator.running():
+            accumulator.take(batch)
+        if number == 0:
+            accumulator = again(accumulator)
+    same(accumulator.evaluation(), expected)

@@ -7,8 +7,10 @@ import signal
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from vaentropy.data.source import Derived
-from vaentropy.engines import Done, Engine
+from vaentropy.engines import Done, Engine, Processes, Ray
 from vaentropy.runs.output import Parts
 
 
@@ -30,6 +32,14 @@ class Sent(Engine):
                 # As a worker of its own.
                 answer = pickle.loads(content)(pickle.loads(task), report)
             yield Done(number, pickle.loads(pickle.dumps(answer)))
+
+
+def two_workers(kind: str) -> Engine:
+    """Two other processes, "processes" or those of "ray", which is not imported before a test asks for it."""
+    if kind == "processes":
+        return Processes(2)
+    pytest.importorskip("ray")
+    return Ray(workers=2)
 
 
 def die_once(marker: Path):

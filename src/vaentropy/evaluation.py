@@ -16,7 +16,7 @@ from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import Mode
 from vaentropy.options import Missing
-from vaentropy.passes import Batch, Pass
+from vaentropy.passes import Batch, Counted, Pass
 from vaentropy.results import Evaluation, read_out
 from vaentropy.shared_out import Recipe, through
 from vaentropy.sums import Sums
@@ -68,12 +68,17 @@ class Accumulator(Pass):
         self._sampled.update(decomposition.sampled)
         self._latent_shape = decomposition.latent_shape
 
-    def take_in(self, other: "Accumulator") -> None:
+    def counted(self) -> Counted:
+        """What was counted so far, for another one to take in."""
+        more = (frozenset(self._sampled), self._latent_shape)
+        return super().counted()._replace(sums=self._sums.packed(), more=more)
+
+    def take_in(self, counted: Counted) -> None:
         """Count what another one has counted, of data points that come next."""
-        super().take_in(other)
-        self._sums.take_in(other._sums)
-        self._sampled |= other._sampled
-        self._latent_shape = other._latent_shape
+        super().take_in(counted)
+        self._sums.take_in(counted.sums)
+        sampled, self._latent_shape = counted.more
+        self._sampled |= sampled
 
     def skip(self, num_rows: int, latent_shape: tuple[int, ...]) -> None:
         """Let rows go by that another process counts, and the noise that these have there.

@@ -27,7 +27,7 @@ from vaentropy.model import LatentVariableModel
 from vaentropy.modes import Mode
 from vaentropy.moments import Moment
 from vaentropy.options import Missing
-from vaentropy.passes import Batch, Pass
+from vaentropy.passes import Batch, Counted, Pass
 from vaentropy.results import plain
 from vaentropy.shared_out import Recipe, through
 from vaentropy.sums import Sums
@@ -207,12 +207,17 @@ class _Importance(Pass):
         self.sums = Sums(pointwise=pointwise)
         self.effective: list[Tensor] = []
 
-    def take_in(self, other: "_Importance") -> None:
+    def counted(self) -> Counted:
+        """What was counted so far, for another one to take in."""
+        effective = torch.cat(self.effective) if self.effective else None
+        return super().counted()._replace(sums=self.sums.packed(), more=(self.exact, effective))
+
+    def take_in(self, counted: Counted) -> None:
         """Count what another one has counted, of data points that come next."""
-        super().take_in(other)
-        self.sums.take_in(other.sums)
-        self.exact = other.exact
-        self.effective += other.effective
+        super().take_in(counted)
+        self.sums.take_in(counted.sums)
+        self.exact, effective = counted.more
+        self.effective += [] if effective is None else [effective]
 
     def measure(self, batch: Batch) -> None:
         """Add the terms of a batch."""

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +25,13 @@ from vaentropy.seeding import GlobalDraws, generator_of
 
 __all__ = [
     "Batch",
+    "Counted",
     "Pass",
     "bound_pair",
     "each_batch",
     "keep_freed_memory",
     "rows_per_batch",
+    "shard_seed",
 ]
 
 # What stays in a core's cache; and what keeps a GPU busy: an H200 then takes 1/30 of the time (docs/performance.md).
@@ -38,7 +40,6 @@ FEWEST_ROWS, MOST_ROWS = 64, 16_384
 # glibc returns freed memory to the system, and to have its pages mapped anew for each batch takes up to a third of an
 # evaluation. Once a block of this size was freed, it keeps twice as much; elsewhere this changes nothing.
 KEPT_BYTES = 31 * 2**20
-NOT_SENT = {"_model", "_bind", "_weights", "_log_jacobian", "_draws", "_draws_of_data", "_generators"}
 
 
 def rows_per_batch(data_shape: Sequence[int], device: torch.device | None) -> int:
@@ -140,6 +141,31 @@ def bound_pair(answer: Any) -> tuple[LatentVariableModel, Tensor]:
     return model, x
 
 
+def shard_seed(seed: int, shard: int) -> int:
+    """Of what is drawn for one shard; the first one's is that of data without shards."""
+    return generator_of(seed, "shard", shard).initial_seed() if shard else seed
+
+
+class Counted(NamedTuple):
+    """What a pass has counted: sums, and nothing of the model or the data.
+
+    Attributes:
+        num_rows: that went by.
+        num_points: data points.
+        any_observed: whether any of them has a value.
+        data_shape: shape of one.
+        sums: of their terms.
+        more: what else the kind of pass counts.
+    """
+
+    num_rows: int
+    num_points: int
+    any_observed: bool
+    data_shape: tuple[int, ...]
+    sums: Any = None
+    more: tuple[Any, ...] = ()
+
+
 class Pass(ABC):
     """One pass over data whose batches need not come at once: without gradients, in `mode`, generators seeded.
 
@@ -192,7 +218,7 @@ class Pass(ABC):
 
         Draws of shard 0 are those of data without shards.
         """
-        seed = generator_of(self._seed, "shard", shard).initial_seed() if shard else self._seed
+        seed = shard_seed(self._seed, shard)
         self._draws = GlobalDraws(seed, self._device or torch.device("cpu"))
         self._draws_of_data = GlobalDraws(generator_of(seed, "data").initial_seed(), torch.device("cpu"))
         self._shard_seed = seed
@@ -207,16 +233,16 @@ class Pass(ABC):
         self._first = self._seen = row
         self._weights = weights
 
-    def take_in(self, other: Any) -> None:
-        """Count what another pass has counted, of data points that come next."""
-        self._seen += other._seen - other._first
-        self.num_points += other.num_points
-        self.any_observed = self.any_observed or other.any_observed
-        self.data_shape = other.data_shape
+    def counted(self) -> Counted:
+        """What was counted so far, for another pass to take in."""
+        return Counted(self._seen - self._first, self.num_points, self.any_observed, self.data_shape)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # What was counted goes to the process that takes it in, and nothing else.
-        return {name: value for name, value in self.__dict__.items() if name not in NOT_SENT}
+    def take_in(self, counted: Counted) -> None:
+        """Count what another pass has counted, of data points that come next."""
+        self._seen += counted.num_rows
+        self.num_points += counted.num_points
+        self.any_observed = self.any_observed or counted.any_observed
+        self.data_shape = counted.data_shape
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -1,13 +1,13 @@
 """A progress bar on stderr; silent without a terminal."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 from vaentropy.errors import MissingExtraError
 
-__all__ = ["Report", "progress_bar"]
+__all__ = ["Report", "counting", "no_progress", "progress_bar", "reporting"]
 
 # Drawing takes milliseconds, in which Python does nothing else: ten times a second it would take 3 % of training.
 REFRESHES_PER_SECOND = 2
@@ -20,8 +20,25 @@ class Report(Protocol):
     def __call__(self, note: str = "", /, advance: int = 1) -> None: ...
 
 
-def _silent(note: str = "", /, advance: int = 1) -> None:
-    return
+def no_progress(note: str = "", /, advance: int = 1) -> None:
+    """A report that nobody reads."""
+
+
+def counting(report: Report) -> Callable[[int], None]:
+    """A report as an `on_batch`, which is called with units of work alone."""
+    return lambda units: report("", units)
+
+
+def reporting(on_batch: Callable[[int], None] | None) -> Report:
+    """An `on_batch` as a report: notes, which may come without any work done, are for nobody."""
+    if on_batch is None:
+        return no_progress
+
+    def report(note: str = "", /, advance: int = 1) -> None:
+        if advance:
+            on_batch(advance)
+
+    return report
 
 
 @contextmanager
@@ -37,7 +54,7 @@ def progress_bar(total: int | None, what: str, *, show: bool | None = None) -> I
         MissingExtraError: `show` is True and rich is not installed.
     """
     if show is False or (show is None and not sys.stderr.isatty()):
-        yield _silent
+        yield no_progress
         return
     try:
         from rich.console import Console
@@ -45,7 +62,7 @@ def progress_bar(total: int | None, what: str, *, show: bool | None = None) -> I
     except ImportError:
         if show:
             raise MissingExtraError("rich", "cli") from None
-        yield _silent
+        yield no_progress
         return
     columns = (
         TextColumn(what),

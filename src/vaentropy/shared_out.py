@@ -16,10 +16,10 @@ from vaentropy.data.source import Rows, Source, rows_per_shard
 from vaentropy.engines import Call, Engine, require_engine
 from vaentropy.errors import UsageError
 from vaentropy.model import placement
-from vaentropy.passes import Pass, keep_freed_memory
-from vaentropy.progress import Report
+from vaentropy.passes import Counted, Pass, keep_freed_memory
+from vaentropy.progress import Report, reporting
 
-__all__ = ["Recipe", "Stretch", "WithModel", "as_source", "in_order", "stretches", "through"]
+__all__ = ["MOST_STRETCHES", "Recipe", "Stretch", "WithModel", "as_source", "in_order", "stretches", "through"]
 
 # A lost worker loses one of so many parts of the data; messages of them take no time. The same for every number of
 # workers, so that sums are added in one order.
@@ -46,17 +46,19 @@ class Stretch:
         return {**self.__dict__, "source": self.source.only(self.shards)}
 
 
-def stretches(source: Source, least: int) -> list[Stretch]:
+def stretches(source: Source, least: int = 1, *, most: int | None = MOST_STRETCHES) -> list[Stretch]:
     """All of a source.
 
     Args:
         source: whose shards are kept whole.
         least: rows of each but the last.
+        most: parts, which have more rows where there would be more of them; None for any number.
     """
+    least = max(1, least, -(-len(source) // (most or len(source) or 1)))
     parts, begun, first_row, rows = [], 0, 0, 0
     for shard, size in enumerate(source.shard_sizes):
         rows += size
-        if rows >= max(1, least) or (rows and shard == len(source.shard_sizes) - 1):
+        if rows >= least or (rows and shard == len(source.shard_sizes) - 1):
             parts.append(Stretch(source, range(begun, shard + 1), first_row, rows))
             begun, first_row, rows = shard + 1, first_row + rows, 0
     return parts
@@ -129,8 +131,8 @@ class Recipe(WithModel):
         super().__init__(model)
         self._make, self._how = make, how
 
-    def __call__(self, task: _Share, report: Report) -> Pass:
-        """The pass, after the shards of a task."""
+    def __call__(self, task: _Share, report: Report) -> Counted:
+        """What a pass over the shards of a task counts."""
         part, weights, batch_size = task
         one = self._make(self.model, **self._how)
         one.begin_at(part.first_row, None if weights is None else torch.from_numpy(weights))
@@ -139,7 +141,7 @@ class Recipe(WithModel):
             one.shards(part.source, range(shard, shard + 1), batch_size=batch_size, on_batch=None)
             report("", part.source.shard_sizes[shard])
         one.weights_for(one.num_points)
-        return one
+        return one.counted()
 
 
 def through(
@@ -169,14 +171,10 @@ def through(
     whole.check(data, batch_size, on_batch)
     source = as_source(data)
     weights = whole.weights_for(len(source))
-    parts = stretches(source, -(-len(source) // MOST_STRETCHES))
+    parts = stretches(source)
     tasks = [_Share(part, _of(weights, part), batch_size) for part in parts]
 
-    def report(note: str = "", /, advance: int = 1) -> None:
-        if on_batch and advance:
-            on_batch(advance)
-
-    with closing(in_order(engine, recipe, tasks, report)) as results:
+    with closing(in_order(engine, recipe, tasks, reporting(on_batch))) as results:
         for counted in results:
             whole.take_in(counted)
     whole.end()

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 import torch
 
@@ -86,10 +85,13 @@ class Sums:
         if self._kept is not None and other._kept is not None:
             self._kept += other._kept
 
-    def __getstate__(self) -> dict[str, Any]:
-        # As one part: what is a view is sent with all that it is a view of.
-        kept = [concatenate(self._kept)] if self._kept else self._kept
-        return {**self.__dict__, "_parts": [self.moments] if self._parts else [], "_kept": kept}
+    def packed(self) -> "Sums":
+        """The same in one part, to be sent: what is a view is sent with all that it is a view of."""
+        packed = Sums(pointwise=self._kept is not None)
+        packed._parts = [self.moments] if self._parts else []
+        packed.latent_moments = self.latent_moments
+        packed._kept = [concatenate(self._kept)] if self._kept else self._kept
+        return packed
 
     @property
     def moments(self) -> dict[str, Moment]:

@@ -1,5 +1,7 @@
 """Rows that a run makes: in the order of the data, whole or not at all, whoever makes them and is killed meanwhile."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -8,7 +10,6 @@ from pyarrow import parquet
 
 from vaentropy.cli import main
 from vaentropy.data import load as load_data
-from vaentropy.engines import Processes, Ray
 from vaentropy.errors import DataError, UsageError
 from vaentropy.expectation import MonteCarlo
 from vaentropy.files import ASIDE
@@ -26,7 +27,7 @@ from vaentropy.runs import (
 from vaentropy.runs.output import GROUP_VALUES, Parts, parquet_file
 
 from ..pages import ROOT
-from ..workers import FatalParts, Sent
+from ..workers import FatalParts, Sent, two_workers
 
 X = np.random.default_rng(0).normal(3.0, 2.0, size=(230, 4)).astype(np.float32)
 
@@ -127,12 +128,81 @@ def test_what_a_folder_may_replace(run, tmp_path):
     assert (out / "mine.txt").read_text() == "mine"
 
 
-def test_what_has_come_into_a_folder_meanwhile_stays(tmp_path):
-    parts = Parts(tmp_path / "z", (1,), None)
-    with pytest.raises(OSError), parts.opened():
-        (tmp_path / "z").mkdir()
-        (tmp_path / "z" / "mine.txt").write_text("mine")
-    assert [path.name for path in tmp_path.iterdir()] == ["z"] and (tmp_path / "z" / "mine.txt").exists()
+def filled(folder, value, *, overwrite=False):
+    """A folder of one part, not in its place yet."""
+    parts = Parts(folder, (1,), None, overwrite=overwrite)
+    with parts.opened():
+        with parts.part(0) as write:
+            write(torch.full((3, 1), value))
+        yield parts
+
+
+def values(folder):
+    return read(folder)[1].flatten().tolist()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_has_come_into_a_folder_meanwhile_stays(tmp_path, overwrite):
+    folder = tmp_path / "z"
+    if overwrite:
+        list(filled(folder, 1.0))
+    with pytest.raises(OSError, match=f"holds mine.txt meanwhile; all rows are in .*z{ASIDE}, rename it"):
+        for _ in filled(folder, 2.0, overwrite=overwrite):
+            folder.mkdir(exist_ok=True)
+            (folder / "mine.txt").write_text("mine")
+    # Neither that, nor what was made, nor what was there before is lost.
+    assert (folder / "mine.txt").read_text() == "mine" and values(tmp_path / f"z{ASIDE}") == [2.0] * 3
+    assert not overwrite or parquet.read_table(folder / "part-00000.parquet").num_rows == 3
+
+
+def test_a_replaced_folder_that_cannot_be_deleted_spoils_nothing(tmp_path, monkeypatch):
+    folder, unlink = tmp_path / "z", Path.unlink
+    list(filled(folder, 1.0))
+
+    def stuck(path, *given):
+        # As on a network disk, where a file that is open elsewhere stays under another name.
+        if path.suffix == ".parquet":
+            path.with_name(".nfs0001").touch()
+        unlink(path, *given)
+
+    monkeypatch.setattr(Path, "unlink", stuck)
+    list(filled(folder, 2.0, overwrite=True))
+    assert values(folder) == [2.0] * 3 and not (tmp_path / f"z{ASIDE}").exists()
+    with pytest.raises(UsageError, match=r"z.replaced exists, which an interrupted command may have left; remove it"):
+        Parts(folder, (1,), None, overwrite=True)
+
+
+def test_a_new_folder_that_cannot_get_its_name_leaves_the_old_one_there(tmp_path, monkeypatch):
+    folder, replace = tmp_path / "z", Path.replace
+    list(filled(folder, 1.0))
+
+    def fails(path, target):
+        if path.name == f"z{ASIDE}":
+            raise OSError(5, "Input/output error", str(path))
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match=f"Input/output error; all rows are in .*z{ASIDE}, rename it"):
+        list(filled(folder, 2.0, overwrite=True))
+    assert values(folder) == [1.0] * 3 and values(tmp_path / f"z{ASIDE}") == [2.0] * 3
+
+
+def test_a_command_killed_as_it_replaces_a_folder_says_what_to_rename(tmp_path):
+    (tmp_path / f"z{ASIDE}").mkdir()
+    (tmp_path / "z.replaced").mkdir()
+    with pytest.raises(
+        UsageError, match=rf"z.replaced exists.*in place of .*z; rename it, or .*z{ASIDE}, which is whole, to that"
+    ):
+        Parts(tmp_path / "z", (1,), None)
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "z").symlink_to(tmp_path / "far")
+    for value in (1.0, 2.0):
+        list(filled(tmp_path / "z", value, overwrite=True))
+        assert (tmp_path / "z").is_symlink() and values(tmp_path / "far") == [value] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["far", "z"]
 
 
 def test_nothing_is_left_of_a_folder_that_fails(run, small, tmp_path):
@@ -161,13 +231,13 @@ def test_the_command_makes_folders(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [Processes(2), Ray(workers=2)])
-def test_no_row_is_lost_or_doubled_when_workers_are_killed(run, small, tmp_path, monkeypatch, engine):
+@pytest.mark.parametrize("kind", ["processes", "ray"])
+def test_no_row_is_lost_or_doubled_when_workers_are_killed(run, small, tmp_path, monkeypatch, kind):
     monkeypatch.syspath_prepend(ROOT)
     encode_run(run, f"{tmp_path}/quiet/")
     monkeypatch.setattr(rows, "Parts", FatalParts)
     seen = []
-    encode_run(run, f"{tmp_path}/killed/", engine=engine, on_batch=seen.append)
+    encode_run(run, f"{tmp_path}/killed/", engine=two_workers(kind), on_batch=seen.append)
     assert {path.name for path in tmp_path.iterdir()} == {"quiet", "killed", "midst", "whole"}
     assert sum(seen) == len(X)
     for one, other in zip(*(sorted((tmp_path / name).iterdir()) for name in ("quiet", "killed")), strict=True):

@@ -145,3 +145,7 @@ def test_shards_have_noise_of_their_own():
     assert float((elbos[:50] - elbos[50:]).abs().min()) > 0
     assert evaluation.mc_stderr is not None and evaluation.num_points == 100
     assert evaluation.elbo == pytest.approx(float(elbos.mean()), rel=1e-12)
+    # As `evaluate` of a source has it; no shard has what the next seed has in the one before.
+    assert elbos.equal(evaluate(random_vae(vae1), twice, expectation=MonteCarlo(4), pointwise=True).pointwise["elbo"])
+    _, others = Trainer(make=trainer.make, expectation=MonteCarlo(4, seed=1), **how)._evaluate(random_vae(vae1), twice)
+    assert float((elbos[50:] - others[:50]).abs().min()) > 0

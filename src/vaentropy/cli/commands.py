@@ -135,7 +135,7 @@ def evaluate(
     from vaentropy.checks import require_count
     from vaentropy.expectation import MonteCarlo
     from vaentropy.files import to_json
-    from vaentropy.progress import progress_bar
+    from vaentropy.progress import counting, progress_bar
     from vaentropy.runs import evaluate_run, log_likelihood_run
 
     bounds: dict[str, Any] = {}
@@ -145,11 +145,11 @@ def evaluate(
     given |= {"engine": _engine(given)}
     with progress_bar(None, "data points") as report:
         expectation = None if num_samples is None else MonteCarlo(num_samples, seed)
-        parts = evaluate_run(run, expectation=expectation, seed=seed, on_batch=_counting(report), **given)
+        parts = evaluate_run(run, expectation=expectation, seed=seed, on_batch=counting(report), **given)
     if importance_samples is not None:
         with progress_bar(None, f"data points, {importance_samples} draws each") as report:
             draws = {"num_samples": importance_samples, "seed": seed}
-            bounds = log_likelihood_run(run, on_batch=_counting(report), **draws, **given)
+            bounds = log_likelihood_run(run, on_batch=counting(report), **draws, **given)
     if as_json:
         found = {name: part.to_dict() for name, part in parts.items()}
         for name, bound in bounds.items():
@@ -290,12 +290,12 @@ def _target(out: str, as_json: bool, data: str | None = None) -> str | None:
 
 
 def _write_rows(write: Any, run: str, data: str | None, out: str, as_json: bool, given: dict[str, Any]) -> None:
-    from vaentropy.progress import progress_bar
+    from vaentropy.progress import counting, progress_bar
 
     target = _target(out, as_json, data)
     given |= {"engine": _engine(given)}
     with progress_bar(None, "data points") as report:
-        rows = write(run, target, data=data, on_batch=_counting(report), **given)
+        rows = write(run, target, data=data, on_batch=counting(report), **given)
     _wrote(rows, out, as_json)
 
 
@@ -469,7 +469,3 @@ def _engine(given: dict[str, Any]) -> Any:
     if engine is None and workers is None:
         return None
     return options.engine_of(engine, workers, device=given["device"])
-
-
-def _counting(report: Any) -> Any:
-    return lambda rows: report("", rows)

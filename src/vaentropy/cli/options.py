@@ -106,19 +106,21 @@ out_file = click.option(
 ENGINES, ADDRESSES = ("processes", "ray"), ("auto", "local")
 
 
-def engines(command: Callable[..., Any], unless: str = "") -> Callable[..., Any]:
+def engines(
+    command: Callable[..., Any], more: str = " Each holds the data in memory, unless they are streamed."
+) -> Callable[..., Any]:
     """Options `engine` and `workers`, of which `engine_of` makes an engine.
 
     Args:
         command: that takes them.
-        unless: when the defaults are other ones, for the help.
+        more: for the help.
     """
     workers = click.option(
         "--workers",
         metavar="N",
         type=int,
         help="Tasks at a time; default: one per core, or per GPU where there are some. 1 works here, in this process."
-        + unless,
+        + more,
     )
     engine = click.option(
         "--engine",

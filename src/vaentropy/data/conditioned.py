@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vaentropy.data.given import as_rows
-from vaentropy.data.source import Derived, Rows, Source, copies, rows_per_shard
+from vaentropy.data.source import Derived, Parts, Rows, Source, copies, rows_per_shard
 from vaentropy.errors import DataError, UsageError
 from vaentropy.rows import as_tensor, frame_columns, require_finite
 
@@ -28,7 +28,7 @@ class Conditioned(Derived):
         self._features_shape, self.condition_width = source.data_shape, condition.shape[1]
         self.data_shape = (math.prod(source.data_shape) + self.condition_width,)
         self.dtype = _dtype(source.dtype)
-        self._parts = condition.split(list(source.shard_sizes))
+        self._parts: Parts = condition.split(list(source.shard_sizes))
 
     def read(self, shard: int) -> Tensor:
         """The source's rows, each with its condition."""

@@ -3,8 +3,9 @@
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ __all__ = [
 
 SEED_STEP = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: neighbouring pieces get unrelated seeds
 SHARD_VALUES = 2**20  # 8 MiB in float64: long enough for fast reading, short beside the buffers that hold several
+# Of each shard what belongs to it, or of some of them.
+Parts = Sequence[Tensor] | Mapping[int, Tensor]
+_Kind = TypeVar("_Kind", bound="Source")
 
 
 def rows_per_shard(data_shape: Sequence[int]) -> int:
@@ -42,10 +46,39 @@ def pieces(x: Tensor) -> Iterator[tuple[int, Tensor]]:
     return ((first, x[first : first + step]) for first in range(0, len(x), step))
 
 
-def copies(parts: Sequence[Tensor], shards: range) -> tuple[Tensor, ...]:
-    """Copies of what belongs to some shards, nothing for others: a view is sent with all that it is a view of."""
-    nothing = parts[0][:0].cpu().clone()
-    return tuple(x.cpu().clone() if number in shards else nothing for number, x in enumerate(parts))
+def copies(parts: Parts, shards: range) -> dict[int, Tensor]:
+    """Copies of what belongs to some shards, by their numbers: a view is sent with all that it is a view of."""
+    return {number: parts[number].cpu().clone() for number in shards}
+
+
+class _SizesOf(Sequence[int]):
+    """Rows of some shards by their numbers among all, as many numbers however many others there are.
+
+    Those in front count as rows of the shard before the first, those behind as none: where a shard begins is the same.
+
+    Args:
+        sizes: of all shards.
+        shards: whose are kept.
+    """
+
+    def __init__(self, sizes: Sequence[int], shards: range):
+        self._count, self._first, self._own = len(sizes), shards.start, list(sizes[shards.start : shards.stop])
+        self._before = sum(sizes[: shards.start])
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(self._count)[index]]
+        place = range(self._count)[index] - self._first
+        if place == -1:
+            return self._before
+        return self._own[place] if 0 <= place < len(self._own) else 0
 
 
 class Source(ABC):
@@ -96,9 +129,16 @@ class Source(ABC):
     def only(self, shards: range) -> "Source":
         """This source for another process, which reads these shards alone: other rows that are in memory stay here.
 
-        Numbers and sizes of all shards are as before.
+        Shards keep their numbers, and say of the same place where they begin. Unless a class overrides this, all that
+        the source holds is sent with each task.
         """
         return self
+
+    def _narrowed(self: "_Kind", shards: range) -> "_Kind":
+        """A copy that holds the sizes of these shards, and of no others."""
+        part = copy.copy(self)
+        part.shard_sizes = _SizesOf(self.shard_sizes, shards)
+        return part
 
 
 class Rows(Source):
@@ -113,7 +153,7 @@ class Rows(Source):
 
     def __init__(self, x: Tensor, name: str = "the data", shard_size: int | None = None, columns: Sequence[str] = ()):
         self.name, self.data_shape, self.dtype, self.columns = name, tuple(x.shape[1:]), x.dtype, columns
-        self._shards = x.split(shard_size or max(1, len(x)))
+        self._shards: Parts = x.split(shard_size or max(1, len(x)))
         self.shard_sizes = [len(shard) for shard in self._shards]
 
     def read(self, shard: int) -> Tensor:
@@ -122,7 +162,7 @@ class Rows(Source):
 
     def only(self, shards: range) -> Source:
         """Copies of these shards."""
-        part = copy.copy(self)
+        part = self._narrowed(shards)
         part._shards = copies(self._shards, shards)
         return part
 
@@ -142,7 +182,7 @@ class Derived(Source):
 
     def only(self, shards: range) -> Source:
         """The same of the source's."""
-        part = copy.copy(self)
+        part = self._narrowed(shards)
         part.source = self.source.only(shards)
         return part
 
@@ -202,9 +242,16 @@ class Part(Derived):
         self.seed, self.held_out = seed, held_out
         # Rounded over all shards together: each on its own would hold out too many of short ones.
         ends = [round(count * end / total) for end in accumulate(source.shard_sizes)]
-        self._counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-        both = zip(source.shard_sizes, self._counts, strict=True)
+        counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        self._counts: Sequence[int] | Mapping[int, int] = counts
+        both = zip(source.shard_sizes, counts, strict=True)
         self.shard_sizes = [chosen if held_out else size - chosen for size, chosen in both]
+
+    def only(self, shards: range) -> Source:
+        """The same of the source's."""
+        part = cast(Part, super().only(shards))
+        part._counts = {shard: self._counts[shard] for shard in shards}
+        return part
 
     def rows(self, shard: int) -> Tensor:
         """Numbers, within the source's shard, of the rows that belong to this part."""

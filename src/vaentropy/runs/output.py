@@ -1,6 +1,7 @@
 """Rows written piece by piece: to a .npy, .csv or .parquet file, to a folder of Parquet files, or as CSV to stdout."""
 
 import csv
+import errno
 import math
 import os
 import shutil
@@ -27,6 +28,8 @@ Write = Callable[[Tensor], None]
 GROUP_VALUES = 2**20
 PART = "part-{:05d}.parquet"
 PART_PATTERN = "part-*.parquet"
+# Of a folder that another one takes the place of, until it is deleted.
+REPLACED = ".replaced"
 
 
 class Output:
@@ -188,8 +191,10 @@ class Parts:
     ):
         _pyarrow()
         self.path, self.columns = require_path("out", out), _columns(shape, columns)
+        if self.path.is_symlink():  # the folder is replaced, not the link
+            self.path = self.path.resolve()
         self._overwrite = overwrite
-        self.aside = self.path.with_name(self.path.name + ASIDE)
+        self.aside, self._old = (self.path.with_name(self.path.name + ending) for ending in (ASIDE, REPLACED))
         if not self.path.name:
             raise UsageError(f"{out} given to write to, expected a folder that can be made; name another one")
         if self.path.exists() and not self.path.is_dir():
@@ -197,8 +202,14 @@ class Parts:
         there = sorted(each.name for each in self.path.iterdir()) if self.path.exists() else []
         if there and not overwrite:
             raise UsageError(f"{out} holds {there[0]}; name another folder with --out, or replace it with --overwrite")
-        if others := [name for name in there if not Path(name).match(PART_PATTERN)]:
-            raise UsageError(f"{out} holds {others[0]}, expected {PART.format(0)} and its like alone to overwrite")
+        if other := self._no_part():
+            raise UsageError(f"{out} holds {other}, expected {PART.format(0)} and its like alone to overwrite")
+        if self._old.is_symlink() or self._old.exists():
+            left = f"{self._old} exists, which an interrupted command may have left"
+            if self.path.exists():
+                raise UsageError(f"{left}; remove it")
+            new = f", or {self.aside}, which is whole," if self.aside.exists() else ""
+            raise UsageError(f"{left} in place of {self.path}; rename it{new} to that")
         if self.aside.is_symlink() or self.aside.exists():
             raise UsageError(f"{self.aside} exists, which an interrupted command may have left; remove it")
         if not self.path.parent.is_dir():
@@ -213,19 +224,48 @@ class Parts:
             raise named(error, self.path) from error
         try:
             yield
-            for left in self.aside.glob(".*"):  # by workers that were lost
-                left.unlink()
-            if self.path.exists():
-                for old in self.path.glob(PART_PATTERN) if self._overwrite else ():
-                    old.unlink()
-                self.path.rmdir()  # not where something else has come to lie in it
-            self.aside.replace(self.path)
         except BaseException as error:
             shutil.rmtree(self.aside, ignore_errors=True)
             if isinstance(error, OSError):
                 raise named(error, self.path) from error
             raise
+        self._put_in_place()
+
+    def _no_part(self) -> str | None:
+        """What the folder holds that is none of its parts."""
+        there = sorted(each.name for each in self.path.iterdir()) if self.path.exists() else []
+        return next((name for name in there if not Path(name).match(PART_PATTERN)), None)
+
+    def _put_in_place(self) -> None:
+        # All parts are there: whatever fails from here on, they stay.
+        for left in self.aside.glob(".*"):  # by workers that were lost
+            with suppress(OSError):
+                left.unlink()
+        replaced = False
+        try:
+            if other := self._no_part():
+                raise FileExistsError(errno.EEXIST, f"holds {other} meanwhile")
+            if self._overwrite and self.path.exists():
+                self.path.replace(self._old)
+                replaced = True
+            self.aside.replace(self.path)
+        except OSError as error:
+            if replaced:
+                with suppress(OSError):
+                    self._old.replace(self.path)
+            reason = f"{error.strerror or error}; all rows are in {self.aside}, rename it"
+            raise type(error)(error.errno, reason, str(self.path)) from error
         flush_to_disk(self.path.parent)
+        if replaced:
+            self._delete_old()
+
+    def _delete_old(self) -> None:
+        # Of its parts alone: what else has come there stays.
+        for part in self._old.glob(PART_PATTERN):
+            with suppress(OSError):
+                part.unlink()
+        with suppress(OSError):
+            self._old.rmdir()
 
     @contextmanager
     def part(self, number: int) -> Iterator[Write]:

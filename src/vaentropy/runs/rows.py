@@ -20,13 +20,13 @@ from vaentropy.engines import Engine, Here, require_engine
 from vaentropy.errors import UsageError
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import in_mode
-from vaentropy.progress import Report
+from vaentropy.progress import Report, reporting
 from vaentropy.rows import affordable, fill_missing
 from vaentropy.runs.build import all_rows, num_threads
 from vaentropy.runs.folder import RunFolder
 from vaentropy.runs.output import Output, Parts, is_folder
 from vaentropy.runs.use import load, require_data_shape
-from vaentropy.shared_out import Stretch, WithModel, as_source, in_order, stretches
+from vaentropy.shared_out import MOST_STRETCHES, Stretch, WithModel, as_source, in_order, stretches
 from vaentropy.vae import VAE
 
 __all__ = ["encode_run", "reconstruct_run", "sample_run"]
@@ -258,11 +258,10 @@ def _write(
     num_rows, folder = sum(len(x) for x in parts), output if isinstance(output, Parts) else None
     width = max(math.prod(model.data_shape), len(output.columns))
     least = (VALUES_PER_RESULT if folder is None else VALUES_PER_PART) // width
-    tasks = list(enumerate(part for x in parts for part in stretches(as_source(x), max(1, least))))
-
-    def report(note: str = "", /, advance: int = 1) -> None:
-        if on_batch and advance:
-            on_batch(advance)
+    # What is returned stays short however many rows there are; files do not become more and more.
+    most = None if folder is None else MOST_STRETCHES
+    tasks = list(enumerate(part for x in parts for part in stretches(as_source(x), least, most=most)))
+    report = reporting(on_batch)
 
     # Where one part takes long, few others wait for it in memory.
     ahead = RESULTS_PER_WORKER if folder is None else None

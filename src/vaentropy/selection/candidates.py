@@ -17,6 +17,7 @@ from vaentropy.likelihoods import GaussianHead
 from vaentropy.linear import LinearVAE
 from vaentropy.model import LatentVariableModel
 from vaentropy.moments import DataMoments
+from vaentropy.passes import shard_seed
 from vaentropy.progress import Report
 from vaentropy.results import Evaluation
 from vaentropy.seeding import seeded
@@ -246,8 +247,8 @@ class Trainer:
         evaluations, elbos = [], []
         for number, piece in enumerate(_pieces(rows)):
             noise = self.expectation
-            # Parts of the data have draws of their own.
-            noise = noise.with_seed(noise.seed + number) if noise.independent else noise
+            # Those of `evaluate` of a source, which would keep more than the ELBO of each point.
+            noise = noise.with_seed(shard_seed(noise.seed, number)) if noise.independent else noise
             e = evaluate(model, piece, expectation=noise, missing=self.settings["missing"], pointwise=True)
             assert e.pointwise is not None
             elbos.append(e.pointwise["elbo"].double())

@@ -70,6 +70,10 @@ class NpyFile(Source):
             mapped = np.memmap(self.path, dtype, "r", offset, shape, order)
             return _as_tensor(mapped[start : start + self.shard_sizes[shard]])
 
+    def only(self, shards: range) -> Source:
+        """The same file."""
+        return self._narrowed(shards)
+
 
 def npz_source(path: Path, key: str | None = None) -> Source:
     """The array of a .npz file.

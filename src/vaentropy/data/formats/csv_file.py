@@ -1,6 +1,5 @@
 """CSV files: plain ones are streamed by an index of byte offsets, compressed ones are read into memory."""
 
-import copy
 import csv
 import gzip
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ class _Slice(NamedTuple):
     offset: int
     length: int
     rows: int
+    first_row: int = 0  # of the file
 
 
 class CsvFile(Source):
@@ -65,12 +65,12 @@ class CsvFile(Source):
             self.columns = [names[position] for position in self._kept]
             self.data_shape = (len(self._kept),)
             file.seek(start)
-            self._slices: list[_Slice] = []
-            self._parsed: list[Tensor] = []  # of a compressed file
+            self._slices: dict[int, _Slice] = {}
+            self._parsed: dict[int, Tensor] = {}  # of a compressed file
             self._index(file, start)
         if not self._slices:
             raise DataError(f"{path}: got no rows of data, expected at least one; get a whole copy")
-        self.shard_sizes = [piece.rows for piece in self._slices]
+        self.shard_sizes = [piece.rows for piece in self._slices.values()]
 
     def read(self, shard: int) -> Tensor:
         """One shard, parsed."""
@@ -80,31 +80,32 @@ class CsvFile(Source):
         with reading(self.path, CSV), self.path.open("rb") as file:
             file.seek(piece.offset)
             text = file.read(piece.length)
-        return self._parse(text, shard)
+        return self._parse(text, piece)
 
     def only(self, shards: range) -> Source:
-        """Of a compressed file, these shards, parsed."""
-        part = copy.copy(self)
-        part._parsed = list(copies(self._parsed, shards)) if self._compressed else []
+        """Of all places in the file, those of these shards; of a compressed one, these shards, parsed."""
+        part = self._narrowed(shards)
+        part._slices = {shard: self._slices[shard] for shard in shards}
+        part._parsed = copies(self._parsed, shards) if self._compressed else {}
         return part
 
     def _index(self, file: BufferedIOBase, start: int) -> None:
-        rows, row_bytes = rows_per_shard((self._width,)), 8 * len(self._kept)
+        first_row, rows, row_bytes = 0, rows_per_shard((self._width,)), 8 * len(self._kept)
         room = MAX_IN_MEMORY // row_bytes
-        for piece, text in _slices(file, start, rows, self.path):
-            self._slices.append(piece)
+        for shard, (found, text) in enumerate(_slices(file, start, rows, self.path)):
+            self._slices[shard] = piece = found._replace(first_row=first_row)
+            first_row += piece.rows
             if self._compressed:
                 room -= piece.rows
                 if room < 0:
                     how = "unpack it: a plain .csv file is read in pieces"
                     raise DataError(f"{self.path}: holds more than {MAX_IN_MEMORY} bytes of values; {how}")
-                self._parsed.append(self._parse(text, len(self._slices) - 1))
+                self._parsed[shard] = self._parse(text, piece)
 
-    def _parse(self, text: bytes, shard: int) -> Tensor:
+    def _parse(self, text: bytes, piece: _Slice) -> Tensor:
         pyarrow, pyarrow_csv = _pyarrow_csv()
         numbers = [str(position) for position in range(self._width)]
         kept = [numbers[position] for position in self._kept]
-        piece = self._slices[shard]
         try:
             table = pyarrow_csv.read_csv(
                 pyarrow.BufferReader(text),
@@ -118,7 +119,7 @@ class CsvFile(Source):
             if table.num_rows != piece.rows:
                 raise ValueError(f"{table.num_rows} rows in {piece.rows} lines; no value may hold a line end")
         except Exception as error:
-            raise self._diagnose(text, sum(slice.rows for slice in self._slices[:shard]), error) from error
+            raise self._diagnose(text, piece.first_row, error) from error
         x = np.empty((piece.rows, len(kept)))
         for position, column in enumerate(table.itercolumns()):
             x[:, position] = column.to_numpy(zero_copy_only=False)

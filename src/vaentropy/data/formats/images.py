@@ -1,6 +1,5 @@
 """Folders of images."""
 
-import copy
 import math
 import os
 import warnings
@@ -85,7 +84,7 @@ class ImageFolder(Source):
 
     def only(self, shards: range) -> Source:
         """Of all paths, those of these shards."""
-        part, first, last = copy.copy(self), self._starts[shards.start], self._starts.step * shards.stop
+        part, first, last = self._narrowed(shards), self._starts[shards.start], self._starts.step * shards.stop
         part._paths = self._paths[first:last]
         part._starts = range(-first, len(self._paths) - first, self._starts.step)
         return part

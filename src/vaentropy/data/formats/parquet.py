@@ -1,6 +1,5 @@
 """Parquet files and folders of them, read by row groups."""
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +77,7 @@ class ParquetFiles(Source):
 
     def only(self, shards: range) -> Source:
         """Of all places in the files, those of these shards."""
-        part = copy.copy(self)
+        part = self._narrowed(shards)
         part._pieces = {shard: self._pieces[shard] for shard in shards}
         return part
 

@@ -58,10 +58,9 @@ class TorchItems(Source):
 
     def only(self, shards: range) -> Source:
         """These shards, read here: a dataset in memory would be sent as a whole, and others may not be sent at all."""
-        nothing = torch.empty(0, *self.data_shape, dtype=self.dtype)
-        part = Rows(nothing, self.name)
-        part._shards = tuple(self.read(n) if n in shards else nothing for n in range(len(self._starts)))
-        part.shard_sizes = self.shard_sizes
+        part = Rows(torch.empty(0, *self.data_shape, dtype=self.dtype, device="cpu"), self.name)
+        part._shards = {shard: self.read(shard) for shard in shards}
+        part.shard_sizes = self._narrowed(shards).shard_sizes
         return part
 
     def _item(self, number: int) -> Tensor:
