@@ -32,12 +32,15 @@ def alone(tmp_path_factory):
     return folder
 
 
-def start(*arguments, size=2, cwd=None):
-    """So many processes with the variables that torchrun sets."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    there = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size)}
+        return free.getsockname()[1]
+
+
+def start(*arguments, size=2, cwd=None):
+    """So many processes with the variables that torchrun sets."""
+    there = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": cwd}
     return [
         subprocess.Popen([*COMMAND, *arguments], env={**there, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **how)
@@ -150,12 +153,15 @@ def test_a_process_that_is_killed_ends_all(alone, tmp_path, killed):
 
 def test_the_process_that_has_met_a_failure_tells_of_it():
     """And not one that ends because of it, even where that one is faster."""
-    store, spoke = dist.HashStore(), []
+    # As torchrun has it: each process is a client of its own.
+    port = free_port()
+    first = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    second, spoke = dist.TCPStore("127.0.0.1", port), []
     elsewhere = FailedElsewhere("reading", 2)
-    other = threading.Thread(target=lambda: spoke.append(_speaks(elsewhere, 0, store)))
+    other = threading.Thread(target=lambda: spoke.append(_speaks(elsewhere, 1, second)))
     other.start()
     time.sleep(0.05)
-    assert not spoke and _speaks(DataError("no number"), 1, store)
+    assert not spoke and _speaks(DataError("no number"), 0, first)
     other.join()
     assert spoke == [False]
 

@@ -121,7 +121,7 @@ def test_each_shard_is_read_by_one_process(tmp_path):
 @pytest.mark.slow
 def test_what_one_process_cannot_read_is_said_by_all(tmp_path):
     said = sorted(process["unreadable"]["said"] for process in in_processes(2, tmp_path, "unreadable"))
-    assert said[0].startswith("DataError: data: row ") and "column 2" in said[0]
+    assert said[0].startswith("DataError: shuffled rows of data: row ") and "column 2" in said[0]
     assert said[1] == "FailedElsewhere: reading failed in another one of 2 processes; see what that one says"
 
 
@@ -180,6 +180,7 @@ def test_what_cannot_be_shared_is_refused_by_all(tmp_path):
         "held-out loader": "UsageError: held_out is a DataLoader",
         "weights": "UsageError: the model is not the same in 2 processes",
         "data": "UsageError: data is not the same in 2 processes",
+        "shards": "UsageError: data is not the same in 2 processes",
         "seed": "UsageError: seed is not the same in 2 processes",
         "folder": "UsageError: ",
         "no folder to resume": "DataError: none of the checkpoints in ",

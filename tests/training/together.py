@@ -303,6 +303,7 @@ def refused(folder):
         "held-out loader": lambda: fit(made(), X, held_out=loader, **OPTIONS),
         "weights": lambda: fit(made(vae1 if rank() else vae0), X, **OPTIONS),
         "data": lambda: fit(made(), X[rank() :], **OPTIONS),
+        "shards": lambda: fit(made(), Rows(X, shard_size=17 + rank()), **OPTIONS),
         "seed": lambda: fit(made(), X, seed=rank(), **OPTIONS),
         "folder": lambda: fit(made(), X, checkpoints=folder / "taken", **OPTIONS),
         "no folder to resume": lambda: fit(made(), X, checkpoints=folder / "broken", resume=True, **OPTIONS),

@@ -14,9 +14,9 @@ from vaentropy.data.given import Data, as_rows
 from vaentropy.data.source import Source
 from vaentropy.errors import DataError, UsageError
 from vaentropy.model import placement
-from vaentropy.processes import World
+from vaentropy.processes import ALONE, World
 from vaentropy.rows import as_tensor, require_finite
-from vaentropy.training.shares import OwnRows, own_rows
+from vaentropy.training.shares import OwnRows, own_rows, share_of
 from vaentropy.vae import VAE
 
 __all__ = ["TrainingData", "none_if_empty"]
@@ -105,10 +105,14 @@ class TrainingData:
         self._first = packed(model, first, self._name)
         self._require_shape(model, tuple(self._first.shape), self._name)
 
-    def _require_finite(self, rows: Tensor) -> None:
-        require_finite(rows, self._name, missing=self._missing)
+    def _require_finite(self, rows: Tensor, what: str | None = None) -> None:
+        require_finite(rows, what or self._name, missing=self._missing)
         if self._condition_width and self._missing:
             require_finite(rows[:, -self._condition_width :], f"the condition of {self._name}")
+
+    def _require_shuffled_finite(self, rows: Tensor) -> None:
+        # Their numbers are not those that rows have in the data.
+        self._require_finite(rows, f"shuffled rows of {self._name}")
 
     @staticmethod
     def _require_shape(model: VAE, shape: tuple[int, ...], name: str) -> None:
@@ -137,18 +141,35 @@ class TrainingData:
         return self.rows.generator if isinstance(self.rows, DataLoader) else None
 
     def describe(self) -> dict[str, str]:
-        """What resuming has to find again: sizes, dtype, kind of device, the first rows."""
+        """What resuming, and each of several processes, has to find: sizes, dtype, kind of device, the first rows."""
         first = "" if isinstance(self.rows, DataLoader) else f", sha256 {_digest(self.some())}"
         device = "cpu" if self.device is None else self.device.type
         shape = tuple(self.some().shape[1:])
-        return {"data": f"{len(self)} batches, shape {shape}, {self.dtype}, on {device}{first}"}
+        about = {"data": f"{len(self)} batches, shape {shape}, {self.dtype}, on {device}{first}"}
+        if isinstance(self.rows, Source):
+            # The order of rows hangs on them.
+            about["shards"] = f"{len(self.rows.shard_sizes)}, sha256 {_digest(torch.tensor(self.rows.shard_sizes))}"
+        return about
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Tensor]:
+    def epoch(self, number: int, start: int = 0, world: World = ALONE) -> Iterator[OwnRows]:
         """Batches of one epoch, from the one numbered `start` on; of a DataLoader only from the first.
 
+        Args:
+            number: of the epoch.
+            start: number of a batch.
+            world: processes that share each batch, of which this one is.
+
         Raises:
-            DataError: a value is not finite.
+            VaentropyError: rows cannot be read, or are not finite; in all processes.
         """
+        if world.alone:
+            for rows in self._whole(number, start):
+                yield OwnRows(rows, share_of(world, len(rows)), len(rows))
+            return
+        for own in own_rows(self._batches, world, number, start, self._require_shuffled_finite):
+            yield own._replace(rows=own.rows.to(device=self.device, dtype=self.dtype))
+
+    def _whole(self, number: int, start: int) -> Iterator[Tensor]:
         if isinstance(self.rows, Tensor):
             yield from self._batches.epoch(number, start)
             return
@@ -161,17 +182,8 @@ class TrainingData:
         else:
             batches = self._batches.epoch(number, start)
         for batch in batches:
-            self._require_finite(batch)
+            self._require_shuffled_finite(batch)
             yield batch.to(device=self.device, dtype=self.dtype)
-
-    def own(self, world: World, number: int, start: int = 0) -> Iterator[OwnRows]:
-        """As `epoch`, of several processes this one's rows; not of a DataLoader.
-
-        Raises:
-            VaentropyError: rows cannot be read, or are not finite; in all processes.
-        """
-        for rows, share, num_rows in own_rows(self._batches, world, number, start, self._require_finite):
-            yield OwnRows(rows.to(device=self.device, dtype=self.dtype), share, num_rows)
 
     def some(self) -> Tensor:
         """A few rows."""

@@ -1,7 +1,7 @@
 """`Loop`: steps and checkpoints, and what to do when training diverges or is interrupted."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -160,7 +160,7 @@ class Loop:
     def _epoch(self) -> None:
         progress = self.state.progress
         done = progress.step - progress.rows * len(self.data)
-        for batch in self._batches(progress.rows + 1, done) if done < len(self.data) else ():
+        for batch in self.data.epoch(progress.rows + 1, done, self.world) if done < len(self.data) else ():
             self._step(batch)
             if progress.step - self.shown >= self.show_every:
                 self._show()
@@ -175,9 +175,6 @@ class Loop:
         else:
             self._roll_back(means["elbo"])
 
-    def _batches(self, number: int, done: int) -> Iterator[Tensor | OwnRows]:
-        return self.data.epoch(number, done) if self.world.alone else self.data.own(self.world, number, done)
-
     def _show(self, note: str | None = None) -> None:
         """Bring the progress bar to where training is; a rollback takes it back."""
         self.note = self.note if note is None else note
@@ -186,15 +183,15 @@ class Loop:
 
     # Within an epoch.
 
-    def _step(self, given: Tensor | OwnRows) -> None:
+    def _step(self, own: OwnRows) -> None:
         state, settings, progress = self.state, self.settings, self.state.progress
-        batch, num_rows = (given, len(given)) if isinstance(given, Tensor) else (given.rows, given.num_rows)
+        batch, share, num_rows = own
         factor = self.course.rate(progress.step)
         for group, highest in zip(state.optimizer.param_groups, self.highest_rates, strict=True):
             group["lr"] = highest * factor
         nodes = settings.expectation.nodes(num_rows, state.model.latent_shape, generator=state.noise, dtype=batch.dtype)
-        if isinstance(self.gradients, Shared) and isinstance(given, OwnRows):
-            nodes = self._own(self.gradients, given.share, nodes)
+        if isinstance(self.gradients, Shared):
+            nodes = self._own(self.gradients, share, nodes)
         observed = None
         if self.data.may_be_missing:
             observed = ~batch.isnan()

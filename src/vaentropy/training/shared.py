@@ -175,9 +175,9 @@ def _require_same(
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    held_out_now = "none" if held_out is None else f"{held_out.num_points} rows, {held_out.describe()['data']}"
+    held_out_now = "none" if held_out is None else f"{held_out.num_points} rows, {held_out.describe()}"
     now = {
-        "data": f"{data.num_points} rows, {data.describe()['data']}",
+        "data": f"{data.num_points} rows, {data.describe()}",
         "held_out": held_out_now,
         "the model": weights.hexdigest(),
         **settings.describe(),

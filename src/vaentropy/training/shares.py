@@ -90,6 +90,7 @@ class _Exchange:
         self._batches, self._source, self._world, self._number = batches, source, world, number
         self._check = check
         self._windows = batches.windows(number)
+        self._begun = 0  # windows before this one are over
         # Those of this process that a batch may still take rows of.
         self._read: dict[int, Tensor] = {}
         self._rounds = -1
@@ -97,11 +98,21 @@ class _Exchange:
     def epoch(self, start: int) -> Iterator[OwnRows]:
         for batch in range(start, len(self._batches)):
             first, end = self._batches.bound(batch), self._batches.bound(batch + 1)
-            there = [window for window in self._windows if window.first < end and window.end > first]
+            there = self._between(first, end)
             for window in there:
                 self._enter(window.number // self._world.size)
             yield self._rows(first, end, there)
             self._read = {n: rows for n, rows in self._read.items() if self._windows[n].end > end}
+
+    def _between(self, first: int, end: int) -> list[Window]:
+        """The windows that have any of these rows; rows only go up."""
+        windows = self._windows
+        while windows[self._begun].end <= first:
+            self._begun += 1
+        last = self._begun
+        while last < len(windows) and windows[last].first < end:
+            last += 1
+        return [window for window in windows[self._begun : last] if window.end > window.first]
 
     def _enter(self, turn: int) -> None:
         """Read this process's window of a round of them, once; in all processes at the same time."""
