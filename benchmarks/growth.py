@@ -8,16 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch._dynamo  # the first optimiser of a process takes a second for it; here once, before the forks
 
+from benchmarks.measure import grown
 from benchmarks.results import Result
 from vaentropy import MonteCarlo, evaluate, vae1
 from vaentropy.training import fit, fit_replicates
@@ -95,12 +95,12 @@ def cost(operation: str, setting: Setting) -> dict[str, Any]:
     work(Setting(num_points=64, data_dim=4, latent_dim=1), torch.rand(64, 4))  # what is loaded at the first call
     x = torch.rand(setting.num_points, setting.data_dim, generator=torch.Generator().manual_seed(0))
     gc.collect()
-    with _peak_memory() as megabytes:
+    with grown() as memory:
         seconds = work(setting, x)
     # The first one makes room for what the others use again.
     seconds = seconds[1:] or seconds
     of_epoch = {"seconds": statistics.median(seconds), "low": min(seconds), "high": max(seconds)}
-    return {**of_epoch, "megabytes": megabytes[0] if megabytes else None}
+    return {**of_epoch, "megabytes": memory[0] / MEGABYTE if memory else None}
 
 
 def _enough(seconds: Sequence[float]) -> bool:
@@ -150,26 +150,6 @@ def _evaluate(setting: Setting, x: torch.Tensor) -> list[float]:
 def _model(setting: Setting) -> Any:
     torch.manual_seed(0)
     return vae1(setting.data_dim, setting.latent_dim, HIDDEN)
-
-
-@contextmanager
-def _peak_memory() -> Iterator[list[float]]:
-    """A list that holds, afterwards, the MB by which this process had grown at its largest; empty where unknown."""
-    found: list[float] = []
-    try:
-        # Linux: the peak so far counts from here on. (ru_maxrss would hold that of the process this one came from.)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
-    except (OSError, KeyError):
-        yield found
-        return
-    yield found
-    found.append(_status("VmHWM") - before)
-
-
-def _status(name: str) -> float:
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines[name].split()[0]) * 1024 / MEGABYTE
 
 
 # All of them.

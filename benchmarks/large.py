@@ -1,6 +1,5 @@
 """Images of 256×256: what bfloat16, activations that are computed again and batches in parts cost and save."""
 
-import resource
 import statistics
 import sys
 from functools import partial
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.multiprocessing as mp
 
-from benchmarks.measure import timed
+from benchmarks.measure import grown, timed
 from benchmarks.results import Result
 from vaentropy import vae1
 from vaentropy.networks import ConvDecoder, ConvEncoder
@@ -26,7 +25,6 @@ BATCH_SIZES, MICRO_BATCH_SIZES = {"cuda": 64, "cpu": 16}, {"cuda": 16, "cpu": 4}
 STEPS, WARMUP = {"cuda": 20, "cpu": 2}, 1
 QUICK_CHANNELS, QUICK_BATCH_SIZE, QUICK_MICRO_BATCH_SIZE = (2, 2), 4, 2
 MEGABYTE = 1e6
-KIBIBYTE = 1024  # in which Linux counts a process's memory
 
 
 class Way(NamedTuple):
@@ -56,7 +54,7 @@ def run(quick: bool) -> Result:
     where = (
         "tensors on the GPU, data included (torch.cuda.max_memory_allocated)"
         if device == "cuda"
-        else "the process, beyond what it had before its first step (ru_maxrss)"
+        else "the process, beyond what it had before its first step"
     )
     channels = "-".join(map(str, QUICK_CHANNELS if quick else CHANNELS))
     notes = [
@@ -80,7 +78,7 @@ def _row(way: Way, device: str, batch_size: int, quick: bool) -> dict[str, Any]:
         "micro_batch_size": way.micro_batch_size or "",
         "recompute": "yes" if way.recompute else "",
         "images/s": images_a_second,
-        "MB": megabytes,
+        "MB": "" if megabytes is None else megabytes,
     }
     print(*row.values(), file=sys.stderr, flush=True)
     return row
@@ -91,8 +89,8 @@ def _tell(connection: Connection, way: Way, device: str, batch_size: int, quick:
     connection.send(measured(way, device, batch_size, QUICK_CHANNELS if quick else CHANNELS))
 
 
-def measured(way: Way, device: str, batch_size: int, channels: tuple[int, ...]) -> tuple[float, float]:
-    """Images a second, and MB at the peak."""
+def measured(way: Way, device: str, batch_size: int, channels: tuple[int, ...]) -> tuple[float, float | None]:
+    """Images a second, and MB at the peak; None where the system does not tell."""
     torch.manual_seed(0)
     networks = (
         ConvEncoder(SHAPE, channels, recompute=way.recompute),
@@ -103,18 +101,13 @@ def measured(way: Way, device: str, batch_size: int, channels: tuple[int, ...]) 
     noise = torch.Generator(device).manual_seed(0)
     step = partial(gradients_in_parts, rows=way.micro_batch_size)
     with prepared(model, "analytic"), channels_last(model):
-        optimizer, before, times = adam(model, settings), _peak(device), []
-        for _ in range(WARMUP + STEPS[device]):
-            nodes = settings.expectation.nodes(batch_size, model.latent_shape, generator=noise, dtype=x.dtype)
-            take = partial(training_step, model, x, nodes, optimizer, adapt=settings.adapt(batch_size))
-            times.append(timed(lambda take=take: take(precision=way.precision, gradients=step), device))
-    # What is on a GPU is counted there from nothing.
-    return batch_size / statistics.median(times[WARMUP:]), _peak(device) - (0.0 if device == "cuda" else before)
-
-
-def _peak(device: str) -> float:
+        optimizer, times = adam(model, settings), []
+        with grown() as memory:
+            for _ in range(WARMUP + STEPS[device]):
+                nodes = settings.expectation.nodes(batch_size, model.latent_shape, generator=noise, dtype=x.dtype)
+                take = partial(training_step, model, x, nodes, optimizer, adapt=settings.adapt(batch_size))
+                times.append(timed(lambda take=take: take(precision=way.precision, gradients=step), device))
     if device == "cuda":
-        return torch.cuda.max_memory_allocated() / MEGABYTE
-    # macOS counts bytes.
-    unit = 1 if sys.platform == "darwin" else KIBIBYTE
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
+        # What is there is counted from nothing.
+        memory = [torch.cuda.max_memory_allocated()]
+    return batch_size / statistics.median(times[WARMUP:]), memory[0] / MEGABYTE if memory else None

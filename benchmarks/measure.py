@@ -1,14 +1,19 @@
-"""Times that a noisy machine does not spoil: candidates in turn, and ratios of what was measured side by side."""
+"""Times that a noisy machine does not spoil, candidates in turn and in ratios; and the memory of processes."""
 
 import gc
+import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-__all__ = ["Ratio", "interleaved", "ratio", "timed"]
+__all__ = ["Ratio", "grown", "interleaved", "most_memory", "ratio", "timed"]
+
+KIBIBYTE = 1024  # in which Linux counts a process's memory
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,39 @@ def interleaved(
             if repetition >= warmup:
                 times[name].append(seconds)
     return times
+
+
+@contextmanager
+def grown() -> Iterator[list[int]]:
+    """A list that holds, afterwards, the bytes by which this process had grown at its largest; empty where unknown."""
+    found: list[int] = []
+    try:
+        # Linux: the peak so far counts from here on. (ru_maxrss would hold that of the process this one came from.)
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        yield found
+        return
+    before = _status("self", "VmRSS")
+    yield found
+    largest = most_memory()
+    if before is not None and largest is not None:
+        found.append(largest - before)
+
+
+def most_memory(process: int | None = None) -> int | None:
+    """Bytes that a process has had at most, this one or another; None where it has ended or the system does not tell.
+
+    What the process that it came from has had does not count.
+    """
+    return _status("self" if process is None else str(process), "VmHWM")
+
+
+def _status(process: str, name: str) -> int | None:
+    try:
+        found = re.search(rf"^{name}:\s*(\d+) kB$", Path(f"/proc/{process}/status").read_text("utf-8"), re.MULTILINE)
+    except OSError:  # it has ended, or this is no Linux
+        return None
+    return int(found[1]) * KIBIBYTE if found else None
 
 
 def _wait(device: str) -> None:

@@ -3,7 +3,6 @@
 import math
 import multiprocessing
 import os
-import re
 import statistics
 import tempfile
 import threading
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from benchmarks.measure import interleaved, ratio
+from benchmarks.measure import interleaved, most_memory, ratio
 from benchmarks.replicates import of_threads
 from benchmarks.results import Result
 from vaentropy.data.files import Options, source_of_file
@@ -30,7 +29,7 @@ NUM_POINTS, NUM_TRAIN, QUICK_POINTS = 20_000_000, 50_000, 300_000
 DATA_DIM, FACTORS, LATENT_DIM, HIDDEN = 8, 3, 4, (64, 64)
 ROW_GROUPS = 20
 PROCESSES, REPETITIONS = 2, 3
-KIB, MIB = 2**10, 2**20
+MIB = 2**20
 SECONDS_BETWEEN_LOOKS = 0.2
 
 
@@ -130,10 +129,8 @@ def peaks() -> Iterator[dict[str, float]]:
 
     def look() -> None:
         while not ended.wait(SECONDS_BETWEEN_LOOKS):
-            peak["here"] = max(peak["here"], _peak(os.getpid()))
-            peak["worker"] = max(
-                [peak["worker"], *(_peak(each.pid or 0) for each in multiprocessing.active_children())]
-            )
+            peak["here"] = max(peak["here"], _peak())
+            peak["worker"] = max([peak["worker"], *(_peak(each.pid) for each in multiprocessing.active_children())])
 
     looking = threading.Thread(target=look, daemon=True)
     looking.start()
@@ -144,13 +141,9 @@ def peaks() -> Iterator[dict[str, float]]:
         looking.join()
 
 
-def _peak(process: int) -> float:
-    """What a process that runs has had at most, in MiB."""
-    try:
-        found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{process}/status").read_text(encoding="utf-8"))
-    except OSError:  # it has ended, or this is no Linux
-        return 0.0
-    return int(found[1]) * KIB / MIB if found else 0.0
+def _peak(process: int | None = None) -> float:
+    """MiB that a process has had at most."""
+    return (most_memory(process) or 0) / MIB
 
 
 def _weighed(call: Callable[[], object], into: list[float]) -> Callable[[], None]:

@@ -29,6 +29,24 @@ class Noisy(nn.Module):
         return torch.relu(features + 0.1 * torch.randn_like(features))
 
 
+class NoisyReLU(nn.ReLU):
+    """One that PyTorch has, made to draw."""
+
+    def forward(self, input):
+        return super().forward(input + 0.1 * torch.randn_like(input))
+
+
+def nested():
+    return nn.Sequential(nn.ReLU(), nn.Sequential(nn.Dropout(0.5)))
+
+
+def hooked():
+    """Hooks are a user's own, and may draw as well."""
+    activation = nn.ReLU()
+    activation.register_forward_hook(lambda module, args, features: features * torch.rand_like(features))
+    return activation
+
+
 def data(count=6):
     generator = torch.Generator().manual_seed(0)
     return torch.rand(count, *SHAPE, generator=generator), torch.randn(1, count, 4, generator=generator)
@@ -51,7 +69,7 @@ def kept_for_backward(model, precision="full"):
 
 
 @pytest.mark.parametrize("precision", ["full", "bf16"])
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU, Noisy])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU, Noisy, NoisyReLU, nn.Dropout, nested, hooked])
 def test_gradients_are_the_same_to_the_bit(activation, precision):
     results = []
     for recompute in (False, True):
@@ -109,10 +127,48 @@ def test_replicates_go_together_without():
     assert runs[0] == runs[1]
 
 
-def test_an_activation_whose_gradients_would_be_wrong_is_refused():
+def power():
+    return nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 1)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [(nn.RReLU, "RReLU"), (lambda: nn.BatchNorm2d(4), "BatchNorm2d"), (power, "_SpectralNorm")],
+)
+def test_what_does_not_do_the_same_again_is_refused(layer, name):
     for network in (ConvEncoder, ConvDecoder):
-        with pytest.raises(UsageError, match="RReLU given with recompute=True"):
-            network(SHAPE, (4,), nn.RReLU, recompute=True)
+        for activation in (layer, lambda: nn.Sequential(nn.ReLU(), nn.Sequential(layer()))):
+            with pytest.raises(UsageError, match=f"^{name} given with recompute=True"):
+                network(SHAPE, (4,), activation, recompute=True)
+    later = ConvEncoder(SHAPE, (4,), layer)
+    later.recompute = True
+    with pytest.raises(UsageError, match=f"^{name} given with recompute=True"):
+        later(data()[0])
+
+
+def pooled():
+    """Draws where to pool, and brings the image back to its size."""
+    return nn.Sequential(nn.FractionalMaxPool2d(3, output_ratio=0.5), nn.Upsample(scale_factor=2))
+
+
+def still():
+    return nn.BatchNorm2d(4).eval()
+
+
+def of_the_batch():
+    return nn.BatchNorm2d(4, track_running_stats=False)
+
+
+@pytest.mark.parametrize("activation", [pooled, still, of_the_batch])
+def test_layers_for_images_alone_are_computed_again_as_they_were(activation):
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network = ConvEncoder(SHAPE, (4, 4), lambda: nn.Sequential(activation(), nn.SiLU()))
+        network.recompute = recompute
+        network(data()[0]).square().sum().backward()
+        results.append([p.grad for p in network.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 # --- Images of 256×256 ------------------------------------------------------------------------------------------------

@@ -109,9 +109,34 @@ def keep_activations(model: Network) -> Network:
     return model
 
 
-def _draws(layer: nn.Module) -> bool:
-    """Whether a layer may draw random numbers: those of a user may, PyTorch's that are taken here do not."""
-    return not layer.__module__.startswith("torch.nn.modules.")
+# Layers that draw no random numbers; of all others, a user's among them, it is not known.
+DRAW_NOTHING: tuple[type[nn.Module], ...] = (
+    *(nn.Conv2d, nn.ConvTranspose2d, nn.Flatten, nn.Unflatten, nn.Sequential, nn.Identity),
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish),
+)
+
+
+def _may_draw(module: nn.Module) -> bool:
+    # Its very class: one that is derived from it may draw, and so may hooks.
+    known = type(module) in DRAW_NOTHING
+    return not known or bool(module._forward_hooks) or bool(module._forward_pre_hooks)
+
+
+def _check_repeatable(network: nn.Module) -> None:
+    """Refuse layers that do not do the same when they are computed again."""
+    for module in network.modules():
+        if not module.training:
+            continue
+        if isinstance(module, nn.RReLU):
+            why = "whose gradients PyTorch gets wrong where it is computed again"
+        elif any(buffer is not None for buffer in module._buffers.values()):
+            why = "whose buffers, such as running statistics, each computation may move"
+        else:
+            continue
+        raise UsageError(
+            f"{type(module).__name__} given with recompute=True, {why}; leave it out, or take recompute=False"
+        )
 
 
 class _Convolutions(nn.Sequential):
@@ -126,9 +151,8 @@ class _Convolutions(nn.Sequential):
         if not isinstance(recompute, bool):
             raise UsageError(f"recompute={shown(recompute)} given, expected True or False")
         super().__init__(*chain.from_iterable(segments))
-        if recompute and any(isinstance(layer, nn.RReLU) for layer in self):
-            # PyTorch gets its gradients wrong where it is computed again.
-            raise UsageError("RReLU given with recompute=True, expected an activation without random slopes")
+        if recompute:
+            _check_repeatable(self)
         self.recompute = recompute
         self._ends = tuple(accumulate(len(segment) for segment in segments))
 
@@ -136,10 +160,12 @@ class _Convolutions(nn.Sequential):
         """Features of x, or of features."""
         if not (self.recompute and self.training and torch.is_grad_enabled()):
             return super().forward(input)
+        # Again: a layer may have been put in, or `recompute` been set, since this was made.
+        _check_repeatable(self)
         layers = list(self)
         for start, end in pairwise((0, *self._ends)):
             segment = layers[start:end]
-            draws = any(_draws(layer) for layer in segment)
+            draws = any(_may_draw(module) for layer in segment for module in layer.modules())
             input = checkpoint(_through, segment, input, use_reentrant=False, preserve_rng_state=draws)  # type: ignore[assignment]
         return input
 
@@ -157,7 +183,8 @@ class ConvEncoder(_Convolutions):
         data_shape: (channels, height, width).
         channels: of each layer.
         activation: class of the activation.
-        recompute: keep the input alone for the backward pass, and compute what lies between again there.
+        recompute: keep the input alone for the backward pass, and compute what lies between again there. Layers with
+            buffers, such as running statistics, and RReLU are refused.
     """
 
     def __init__(
@@ -186,7 +213,7 @@ class ConvDecoder(_Convolutions):
         activation: class of the activation.
         recompute: keep the input of the last convolution and that of the layers before it for the backward pass, and
             compute what lies between again there. The last one takes as much memory as all others together; so no more
-            is needed at a time than it needs by itself.
+            is needed at a time than it needs by itself. Refused layers: as for `ConvEncoder`.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
 """The plan for a billion rows: its arithmetic, and that it is made of measured costs; never times."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -31,4 +32,6 @@ def test_a_row_for_each_way():
     result = run(quick=True)
     assert len(result.rows) == 24 and {row["processes"] for row in result.rows} >= {"1 CPU", "64 H200"}
     for costs in result.data.values():
-        assert all(value >= 0 for value in costs.values()) and costs["row"] > 0
+        assert all(map(math.isfinite, costs.values()))
+        # The others are differences of two times, which noise may make negative.
+        assert all(costs[name] > 0 for name in ("message", "evaluated_row", "read_byte", "sent_byte"))

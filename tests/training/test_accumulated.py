@@ -1,20 +1,23 @@
 """A batch in parts takes the step of the whole batch, in the memory of a part."""
 
+import itertools
 import math
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from vaentropy import Gaussian, MonteCarlo, vae1, vae3
 from vaentropy.errors import UsageError
 from vaentropy.expectation import GaussHermite
 from vaentropy.likelihoods import Poisson
 from vaentropy.networks import ConvDecoder, ConvEncoder
-from vaentropy.training import Checkpoints, compiling, fit
-from vaentropy.training.accumulated import gradients_in_parts, nearly_equal_parts
+from vaentropy.training import Checkpoints, compiling, fit, loop
+from vaentropy.training.accumulated import gradients_in_parts
 from vaentropy.training.compiling import Compiled
+from vaentropy.training.division import nearly_equal_parts
 from vaentropy.training.fit import prepared
 from vaentropy.training.step import gradients, objective
 
@@ -81,6 +84,10 @@ def test_parts_are_few_and_of_nearly_equal_size():
     assert [len(part) for part in nearly_equal_parts(10, 4)] == [3, 3, 4]
     assert nearly_equal_parts(3, 1) == [range(1), range(1, 2), range(2, 3)]
     assert nearly_equal_parts(3, 7) == [range(3)]
+    # Of all batches of an epoch, which differ by a row: each size is compiled by itself, and eight are kept.
+    for rows, batch in itertools.product(range(1, 20), range(1, 60)):
+        sizes = {len(part) for size in (batch, batch + 1) for part in nearly_equal_parts(size, rows)}
+        assert len(sizes) <= 3
 
 
 @pytest.mark.parametrize(
@@ -202,6 +209,27 @@ def test_batch_norm_is_refused_and_dropout_is_not():
     normed.encoder[1].eval()
     for model in (normed, built(encoder=[nn.Dropout(0.2)])):
         assert math.isfinite(fit(model, X, **options)["train_elbo"][-1])
+
+
+@pytest.mark.parametrize(("batch_size", "rows"), [(100, 100), (100, 101), (500, 203)])
+def test_a_batch_that_is_no_larger_than_a_part_is_taken_as_a_whole(monkeypatch, batch_size, rows):
+    def never(*args, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(loop, "gradients_in_parts", never)
+    options = {**OPTIONS, "epochs": 1, "batch_size": batch_size}
+    whole, one = (
+        fit(built(encoder=[nn.BatchNorm1d(8)]), X, **options, **parts) for parts in ({}, {"micro_batch_size": rows})
+    )
+    assert whole["running_elbo"] == one["running_elbo"]
+    with pytest.raises(AssertionError):
+        fit(built(), X, **options, micro_batch_size=rows - 2)
+
+
+def test_batches_of_a_loader_may_be_larger_than_a_batch():
+    loader = DataLoader(TensorDataset(X), batch_size=50)
+    with pytest.raises(UsageError, match="with micro_batch_size; "):
+        fit(built(encoder=[nn.BatchNorm1d(8)]), loader, **{**OPTIONS, "epochs": 1, "micro_batch_size": 20})
 
 
 def test_a_compiled_step_that_fails_in_a_later_part_is_taken_anew(monkeypatch):

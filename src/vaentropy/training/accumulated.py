@@ -1,6 +1,5 @@
 """`gradients_in_parts`: the gradients of a batch that is too large for one forward pass, by parts of it."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -9,16 +8,11 @@ import torch
 
 from vaentropy._typing import Bool, Float, Tensor
 from vaentropy.processes import ALONE, SoFar, World, part_of_batch
+from vaentropy.training.division import nearly_equal_parts
 from vaentropy.training.step import Objective, objective
 from vaentropy.vae import VAE
 
-__all__ = ["gradients_in_parts", "nearly_equal_parts"]
-
-
-def nearly_equal_parts(number: int, largest: int) -> list[range]:
-    """Numbers below this one in as few parts of at most `largest` as there can be, of nearly equal size."""
-    count = math.ceil(number / largest)
-    return [range(part * number // count, (part + 1) * number // count) for part in range(count)]
+__all__ = ["gradients_in_parts"]
 
 
 class _Rows(NamedTuple):

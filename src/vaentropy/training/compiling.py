@@ -66,8 +66,9 @@ class Compiled:
 
 def _compiled(original: Objective) -> Objective:
     # Code of its own: what has been compiled for other models, of which torch.compile keeps eight for each code, stays
-    # out of it. No shape is made variable: an epoch has two sizes of batches at most, and which graph a size gets must
-    # not depend on which one came first. And no break in the graph: where something fails, nothing has run before.
+    # out of it. No shape is made variable: an epoch has two sizes of batches at most, or three of parts of them, and
+    # which graph a size gets must not depend on which one came first. (A DataLoader may have more; past eight training
+    # goes on without.) And no break in the graph: where something fails, nothing has run before.
     code = original.__code__.replace(co_name=original.__code__.co_name)  # type: ignore[attr-defined]
     call = FunctionType(code, original.__globals__, original.__name__, original.__defaults__, original.__closure__)  # type: ignore[attr-defined]
     call.__kwdefaults__ = original.__kwdefaults__  # type: ignore[attr-defined]

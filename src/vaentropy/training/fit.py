@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -92,9 +93,9 @@ def fit(
         batch_size: points per step at most; the batches of an epoch are of nearly equal size.
         micro_batch_size: rows per forward and backward pass at most, for batches that take more memory than there is;
             None takes all. The step stays that of the whole batch, to rounding: gradients of the parts add up, and
-            analytic variances are set by a pass without gradients before, which takes a third of the time more.
-            BatchNorm in train mode is refused, and nothing is recorded as a CUDA graph. Training may be resumed with
-            another one.
+            analytic variances are set by a pass without gradients before, which takes a third of the operations
+            more. Where batches have more rows than that, BatchNorm in train mode is refused, and nothing is recorded
+            as a CUDA graph. Training may be resumed with another one.
         learning_rate: of Adam; the highest one under "one_cycle" and "cosine".
         schedule: "one_cycle", up and down again over all steps (Smith & Topin, arXiv:1708.07120);
             "cosine", down along half a cosine (Loshchilov & Hutter, arXiv:1608.03983); or "constant".
@@ -180,6 +181,7 @@ def fit(
         how = {"batch_size": batch_size, "seed": seed, "missing": missing}
         x = TrainingData(model, data, "data", **how)
         x_held_out = None if held_out is None else TrainingData(model, held_out, "held_out", **how)
+        settings = _undivided(settings, x)
         noise = torch.Generator(device).manual_seed(seed)
         require_divisible(world, model, settings)
         require_one_training(world, model, settings, x, x_held_out)
@@ -200,6 +202,13 @@ def fit(
             loop.begin(resume=resume)
             loop.run()
     return loop.course.history
+
+
+def _undivided(settings: Settings, data: TrainingData) -> Settings:
+    """The settings, without `micro_batch_size` where no batch has more rows; those of a DataLoader may have any."""
+    rows = settings.micro_batch_size
+    whole = rows is not None and data.from_any_batch and rows >= min(settings.batch_size, data.num_points)
+    return replace(settings, micro_batch_size=None) if whole else settings
 
 
 @contextmanager

@@ -23,9 +23,9 @@ from vaentropy.likelihoods import Likelihood
 from vaentropy.options import check_log_jacobian
 from vaentropy.progress import Report, progress_bar
 from vaentropy.seeding import seeded
-from vaentropy.training.accumulated import nearly_equal_parts
 from vaentropy.training.course import Course
 from vaentropy.training.data import TrainingData, none_if_empty
+from vaentropy.training.division import nearly_equal_parts
 from vaentropy.training.fit import adam, channels_last, prepared
 from vaentropy.training.history import History, Row
 from vaentropy.training.interruption import Interruption
