@@ -13,8 +13,8 @@ from benchmarks.measure import grown, timed
 from benchmarks.results import Result
 from vaentropy import vae1
 from vaentropy.networks import ConvDecoder, ConvEncoder
-from vaentropy.training.accumulated import gradients_in_parts
 from vaentropy.training.fit import adam, channels_last, prepared
+from vaentropy.training.micro_batches import gradients_in_parts
 from vaentropy.training.settings import Settings
 from vaentropy.training.step import Precision, training_step
 

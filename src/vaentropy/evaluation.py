@@ -18,7 +18,7 @@ from vaentropy.modes import Mode
 from vaentropy.options import Missing
 from vaentropy.passes import Batch, Counted, Pass
 from vaentropy.results import Evaluation, read_out
-from vaentropy.shared_out import Recipe, through
+from vaentropy.sharded import Recipe, through
 from vaentropy.sums import Sums
 
 __all__ = ["Accumulator", "evaluate"]

@@ -8,9 +8,9 @@ import torch
 from vaentropy._typing import Tensor
 from vaentropy.expectation import Expectation
 from vaentropy.moments import DataMoments, Moment
-from vaentropy.processes import Packet, from_bytes, to_bytes
 from vaentropy.results import Evaluation, read_out
 from vaentropy.seeding import generator_of
+from vaentropy.world import Packet, from_bytes, to_bytes
 
 __all__ = ["gathered", "merged", "of_rank", "packed", "unpacked"]
 

@@ -29,7 +29,7 @@ from vaentropy.moments import Moment
 from vaentropy.options import Missing
 from vaentropy.passes import Batch, Counted, Pass
 from vaentropy.results import plain
-from vaentropy.shared_out import Recipe, through
+from vaentropy.sharded import Recipe, through
 from vaentropy.sums import Sums
 
 __all__ = ["FEWEST_EFFECTIVE", "EffectiveSampleSize", "LogLikelihood", "log_likelihood"]

@@ -18,7 +18,7 @@ from vaentropy._typing import Tensor
 from vaentropy.checks import require_number
 from vaentropy.distributions import LOG_2PI, DiagonalNormal, LogRatePoisson
 from vaentropy.errors import UsageError, shown
-from vaentropy.processes import whole_largest, whole_mean
+from vaentropy.world import whole_largest, whole_mean
 
 __all__ = ["Bernoulli", "Gaussian", "Head", "Likelihood", "Poisson"]
 

@@ -21,7 +21,7 @@ from vaentropy.model import placement
 from vaentropy.modes import in_mode
 from vaentropy.networks import as_shape
 from vaentropy.priors import LearnedNormal, Prior, StandardNormal
-from vaentropy.processes import whole_mean
+from vaentropy.world import whole_mean
 
 __all__ = ["VAE", "ElboTerms", "LearnedNormal", "Prior", "StandardNormal"]
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from vaentropy.cli import main
 from vaentropy.cli.launched import _speaks
 from vaentropy.errors import DataError
-from vaentropy.processes import FailedElsewhere
+from vaentropy.world import FailedElsewhere
 
 SETTINGS = ["--epochs", "60", "--hidden", "8", "--batch-size", "20", "--no-report"]
 COMMAND = [sys.executable, "-m", "vaentropy"]

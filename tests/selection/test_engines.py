@@ -11,9 +11,9 @@ from vaentropy.config import RunConfig
 from vaentropy.data import Rows, pca
 from vaentropy.engines import Processes, Ray
 from vaentropy.errors import UsageError
-from vaentropy.processes import World
 from vaentropy.runs import select as select_by_settings
 from vaentropy.selection import select
+from vaentropy.world import World
 
 X, _ = pca(200, 6, 2, noise=0.4, seed=1)
 HOW = {"latent_dims": (1, 2), "epochs": 2, "progress": False}

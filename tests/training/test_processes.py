@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from vaentropy.errors import DataError, TrainingError
-from vaentropy.processes import ALONE, Packet, World, found, from_bytes, to_bytes, whole_largest, whole_mean
 from vaentropy.training import Checkpoints
+from vaentropy.world import ALONE, Packet, World, found, from_bytes, to_bytes, whole_largest, whole_mean
 
 from .together import OPTIONS, STEPS, TRAININGS, in_processes, kept, train
 

@@ -76,7 +76,7 @@ def _begin() -> Any:
 
 def _speaks(error: BaseException, rank: int, store: Any) -> bool:
     """Whether this process says what has happened: of a signal the first one, of all else whoever meets it first."""
-    from vaentropy.processes import FailedElsewhere
+    from vaentropy.world import FailedElsewhere
 
     interrupted = isinstance(error, KeyboardInterrupt)
     try:

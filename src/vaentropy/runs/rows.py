@@ -26,7 +26,7 @@ from vaentropy.runs.build import all_rows, num_threads
 from vaentropy.runs.folder import RunFolder
 from vaentropy.runs.output import Output, Parts, is_folder
 from vaentropy.runs.use import load, require_data_shape
-from vaentropy.shared_out import MOST_STRETCHES, Stretch, WithModel, as_source, in_order, stretches
+from vaentropy.sharded import MOST_STRETCHES, Stretch, WithModel, as_source, in_order, stretches
 from vaentropy.vae import VAE
 
 __all__ = ["encode_run", "reconstruct_run", "sample_run"]

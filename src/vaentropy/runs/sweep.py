@@ -18,7 +18,6 @@ from vaentropy.engines import Engine, engine_or_here
 from vaentropy.engines.shared import appears
 from vaentropy.errors import DataError, TrainingError, UsageError, VaentropyError, out_of_memory, shown
 from vaentropy.files import ASIDE, read_text, to_json, write_text
-from vaentropy.processes import found
 from vaentropy.progress import Report, progress_bar
 from vaentropy.runs.build import build_model, keeping_data, load_own, torch_device, with_absolute_paths
 from vaentropy.runs.combinations import SEED, Combination, combinations
@@ -28,6 +27,7 @@ from vaentropy.runs.room import make_folder, remove
 from vaentropy.runs.train import resume, train
 from vaentropy.training import Interrupted
 from vaentropy.training.history import Row
+from vaentropy.world import found
 
 __all__ = ["sweep"]
 

@@ -24,7 +24,6 @@ from vaentropy.errors import DataError, TrainingError, UsageError, nearest, show
 from vaentropy.evaluation import evaluate
 from vaentropy.files import write_tensors
 from vaentropy.likelihoods import Gaussian
-from vaentropy.processes import Packet, found
 from vaentropy.runs.build import (
     build_model,
     fingerprints,
@@ -42,6 +41,7 @@ from vaentropy.runs.use import load, put_weights
 from vaentropy.training import Checkpoints, History, Interrupted, fit
 from vaentropy.training.history import Row
 from vaentropy.vae import VAE
+from vaentropy.world import Packet, found
 
 __all__ = ["Run", "continue_run", "resume", "train"]
 

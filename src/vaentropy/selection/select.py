@@ -17,7 +17,6 @@ from vaentropy.engines import Engine, engine_or_here, require_engine
 from vaentropy.errors import DataError, TrainingError, UsageError, nearest, shown
 from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.families import FAMILIES
-from vaentropy.processes import found
 from vaentropy.progress import progress_bar
 from vaentropy.rows import as_tensor, require_finite
 from vaentropy.seeding import seeded
@@ -26,6 +25,7 @@ from vaentropy.selection.report import Selection
 from vaentropy.selection.summary import summarise
 from vaentropy.training.settings import Settings
 from vaentropy.vae import VAE
+from vaentropy.world import found
 
 __all__ = ["check_candidates", "select"]
 

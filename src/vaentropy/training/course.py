@@ -13,17 +13,17 @@ from vaentropy._typing import Tensor
 from vaentropy.calibration import optimal_factors
 from vaentropy.evaluation import evaluate
 from vaentropy.expectation import Expectation
-from vaentropy.processes import ALONE, World
 from vaentropy.results import Evaluation
 from vaentropy.training.data import TrainingData
+from vaentropy.training.distributed.evaluation import evaluate_together
 from vaentropy.training.floor import at_floor
 from vaentropy.training.history import History, Row
 from vaentropy.training.interruption import Interruption
-from vaentropy.training.parts import evaluate_together
 from vaentropy.training.schedules import CYCLE_RISE, LEARNING_RATES, as_schedule
 from vaentropy.training.settings import Settings
 from vaentropy.training.state import Progress
 from vaentropy.vae import VAE
+from vaentropy.world import ALONE, World
 
 __all__ = ["Course"]
 

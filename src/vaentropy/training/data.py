@@ -14,10 +14,10 @@ from vaentropy.data.given import Data, as_rows
 from vaentropy.data.source import Source
 from vaentropy.errors import DataError, UsageError
 from vaentropy.model import placement
-from vaentropy.processes import ALONE, World
 from vaentropy.rows import as_tensor, require_finite
-from vaentropy.training.shares import OwnRows, own_rows, share_of
+from vaentropy.training.distributed.batches import OwnRows, own_rows, share_of
 from vaentropy.vae import VAE
+from vaentropy.world import ALONE, World
 
 __all__ = ["TrainingData", "none_if_empty"]
 

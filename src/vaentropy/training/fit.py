@@ -17,20 +17,20 @@ from vaentropy.expectation import Expectation, MonteCarlo
 from vaentropy.model import placement
 from vaentropy.modes import in_mode
 from vaentropy.options import check_log_jacobian
-from vaentropy.processes import found
 from vaentropy.progress import progress_bar
 from vaentropy.seeding import seeded
 from vaentropy.training.checkpoint import Checkpoints
 from vaentropy.training.data import TrainingData, none_if_empty
+from vaentropy.training.distributed.step import require_divisible, require_one_training
 from vaentropy.training.history import History, Row
 from vaentropy.training.interruption import interruption
 from vaentropy.training.loop import Loop
 from vaentropy.training.schedules import Beta
 from vaentropy.training.settings import Schedule, Settings, Variances
-from vaentropy.training.shared import require_divisible, require_one_training
 from vaentropy.training.state import TrainingState
 from vaentropy.training.step import Precision
 from vaentropy.vae import VAE
+from vaentropy.world import found
 
 __all__ = ["adam", "channels_last", "fit", "prepared"]
 

@@ -10,22 +10,22 @@ import torch
 from vaentropy._typing import Tensor
 from vaentropy.errors import TrainingError
 from vaentropy.expectation import Nodes
-from vaentropy.processes import ALONE, Packet, World
 from vaentropy.progress import Report
-from vaentropy.training.accumulated import gradients_in_parts
 from vaentropy.training.checkpoint import Checkpoints
 from vaentropy.training.compiling import COMPILING_PAYS, Compiled
 from vaentropy.training.course import Course
 from vaentropy.training.data import TrainingData
+from vaentropy.training.distributed.batches import OwnRows, Share
+from vaentropy.training.distributed.step import Shared, Unwritten
 from vaentropy.training.graphed import Graphed
 from vaentropy.training.history import Row
 from vaentropy.training.interruption import Interrupted, Interruption
+from vaentropy.training.micro_batches import gradients_in_parts
 from vaentropy.training.resuming import newest, past
 from vaentropy.training.settings import Settings
-from vaentropy.training.shared import Shared, Unwritten
-from vaentropy.training.shares import OwnRows, Share
 from vaentropy.training.state import Snapshot, TrainingState
 from vaentropy.training.step import Gradients, RunningSums, as_input, gradients, training_step
+from vaentropy.world import ALONE, Packet, World
 
 __all__ = ["Loop"]
 

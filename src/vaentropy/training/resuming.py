@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from vaentropy.processes import Packet, World
 from vaentropy.training.checkpoint import Checkpoints
 from vaentropy.training.history import Row
 from vaentropy.training.settings import require_same
 from vaentropy.training.state import Progress, Snapshot
+from vaentropy.world import Packet, World
 
 __all__ = ["newest", "past"]
 

@@ -10,7 +10,7 @@ from vaentropy._typing import Tensor
 from vaentropy.data.batches import Batches, Window
 from vaentropy.data.source import Source
 from vaentropy.errors import VaentropyError
-from vaentropy.processes import FailedElsewhere, World
+from vaentropy.world import FailedElsewhere, World
 
 __all__ = ["OwnRows", "Share", "own_rows", "share_of"]
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 
 from vaentropy._typing import Bool, Float, Tensor
-from vaentropy.processes import ALONE, SoFar, World, part_of_batch
 from vaentropy.training.division import nearly_equal_parts
 from vaentropy.training.step import Objective, objective
 from vaentropy.vae import VAE
+from vaentropy.world import ALONE, SoFar, World, part_of_batch
 
 __all__ = ["gradients_in_parts"]
 

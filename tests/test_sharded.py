@@ -26,7 +26,7 @@ from vaentropy.evaluation import Accumulator, evaluate
 from vaentropy.expectation import GaussHermite, MonteCarlo
 from vaentropy.importance import log_likelihood
 from vaentropy.seeding import generator_of
-from vaentropy.shared_out import MOST_STRETCHES, Stretch, in_order, stretches
+from vaentropy.sharded import MOST_STRETCHES, Stretch, in_order, stretches
 
 from .models import Toy
 from .pages import ROOT

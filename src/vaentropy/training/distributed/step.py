@@ -13,15 +13,15 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from vaentropy._typing import Tensor
 from vaentropy.errors import UsageError
-from vaentropy.processes import Packet, World
-from vaentropy.training.accumulated import gradients_in_parts
 from vaentropy.training.checkpoint import Checkpoints
 from vaentropy.training.data import TrainingData
 from vaentropy.training.history import Row
 from vaentropy.training.interruption import SIGNALS
+from vaentropy.training.micro_batches import gradients_in_parts
 from vaentropy.training.settings import Settings
 from vaentropy.training.state import Snapshot
 from vaentropy.vae import VAE
+from vaentropy.world import Packet, World
 
 __all__ = ["Shared", "Unwritten", "require_divisible", "require_one_training"]
 

@@ -15,10 +15,10 @@ from vaentropy.expectation import GaussHermite
 from vaentropy.likelihoods import Poisson
 from vaentropy.networks import ConvDecoder, ConvEncoder
 from vaentropy.training import Checkpoints, compiling, fit, loop
-from vaentropy.training.accumulated import gradients_in_parts
 from vaentropy.training.compiling import Compiled
 from vaentropy.training.division import nearly_equal_parts
 from vaentropy.training.fit import prepared
+from vaentropy.training.micro_batches import gradients_in_parts
 from vaentropy.training.step import gradients, objective
 
 from .together import OPTIONS, X, built, convolutional, made, train, with_holes

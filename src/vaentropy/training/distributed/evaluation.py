@@ -15,10 +15,10 @@ from vaentropy.expectation import Expectation
 from vaentropy.gathered import gathered
 from vaentropy.model import placement
 from vaentropy.passes import keep_freed_memory, rows_per_batch
-from vaentropy.processes import FailedElsewhere, World
 from vaentropy.results import Evaluation
 from vaentropy.training.interruption import Interruption
 from vaentropy.vae import VAE
+from vaentropy.world import FailedElsewhere, World
 
 __all__ = ["evaluate_together"]
 
