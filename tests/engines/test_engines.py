@@ -196,11 +196,17 @@ def test_a_task_that_cannot_be_sent_is_told(jobs, apart):
         answers(apart, jobs.double, [1, threading.Lock()])
 
 
-def test_stdout_is_that_of_the_caller_between_answers(jobs, apart):
+def test_stdout_has_what_the_caller_prints_and_not_what_ray_does(jobs, apart, capsys):
     before = sys.stdout
-    for _ in apart.run(jobs.double, [1, 2]):
-        assert sys.stdout is before
+    for done in apart.run(jobs.double, [1, 2]):
+        print(done.number)
+        thread = threading.Thread(target=print, args=["lost"], name="ray_listen_error_messages")
+        thread.start()
+        thread.join()
     assert sys.stdout is before
+    said = capsys.readouterr()
+    assert sorted(set(said.out.split()) - {"lost"}) == ["0", "1"]
+    assert isinstance(apart, Processes) or ("lost" not in said.out and "lost" in said.err)
 
 
 def test_a_worker_whose_gpu_fails_is_replaced_and_its_task_done_again(jobs, apart, tmp_path):

@@ -33,6 +33,7 @@ __all__ = ["Ray"]
 SECONDS_BETWEEN_REPORTS = 0.5
 SECONDS_TO_ANSWER = 5.0
 LOCAL, CLIENT = "local", "ray://"
+RAY_THREADS = "ray_"  # how their names begin
 # A local cluster begins and ends with a call. What else it would do (a web page, statistics sent home) stays out.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -147,7 +148,7 @@ class Ray(Engine):
         if not tasks:
             return
         ray = _ray()
-        with self._cluster():
+        with _threads_aside(), self._cluster():
             # A call that is interrupted ends what it has begun, on a cluster that goes on as well.
             running: dict[Any, int] = {}
             news = ray.remote(num_cpus=0, max_restarts=-1)(_News).remote()
@@ -180,8 +181,7 @@ class Ray(Engine):
                 number, task = waiting.pop()
                 with _sending("a task"):
                     running[start.remote(shared, number, task, news, self.num_cpus)] = number
-            with _not_among_results():
-                ended, _ = ray.wait(list(running), timeout=SECONDS_BETWEEN_REPORTS)
+            ended, _ = ray.wait(list(running), timeout=SECONDS_BETWEEN_REPORTS)
             progress.show(_told(news))
             for reference in ended:
                 # Not before there is an answer: until then an interruption has to stop it.
@@ -198,11 +198,30 @@ def _near(number: int, running: dict[Any, int], ahead: int) -> bool:
 
 
 def _not_among_results() -> redirect_stdout[Any]:
-    """While Ray is waited for: it says on stdout, say, that workers are lost.
-
-    What its threads say while the caller is at an answer is not caught: stdout is the caller's then.
-    """
+    """While Ray begins or ends: what it says then goes to stderr."""
     return redirect_stdout(sys.stderr)
+
+
+class _Aside:
+    """A stdout on which Ray's own threads, which tell of lost workers, say nothing; that goes to stderr."""
+
+    def __init__(self, stdout: Any):
+        self._stdout = stdout
+
+    def __getattr__(self, name: str) -> Any:
+        own = threading.current_thread().name.startswith(RAY_THREADS)
+        return getattr(sys.stderr if own else self._stdout, name)
+
+
+@contextmanager
+def _threads_aside() -> Iterator[None]:
+    before = sys.stdout
+    sys.stdout = aside = _Aside(before)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if sys.stdout is aside:  # and not what somebody else has put there since
+            sys.stdout = before
 
 
 @contextmanager
