@@ -4,7 +4,7 @@ import math
 import socket
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing.connection import Connection
@@ -105,13 +105,21 @@ def _data(num_points: int) -> torch.Tensor:
 
 
 @contextmanager
-def workers(number: int, *, together: bool = True) -> Iterator[list[Connection]]:
-    """Processes, of one group if they are together, each of which measures what its connection is sent."""
+def workers(
+    number: int, *, together: bool = True, work: Callable[..., None] | None = None
+) -> Iterator[list[Connection]]:
+    """Processes, each of which does what its connection is sent, until that is None.
+
+    Args:
+        number: of them.
+        together: whether they are one group; they are then told its address.
+        work: what each does, of its connection, the address, its rank and their number; by default it trains.
+    """
     context = mp.get_context("spawn")
     address = f"tcp://127.0.0.1:{free_port()}" if together else None
     pipes = [context.Pipe() for _ in range(number)]
     started = [
-        context.Process(target=_work, args=(theirs, address, rank, number), daemon=True)
+        context.Process(target=work or _work, args=(theirs, address, rank, number), daemon=True)
         for rank, (_, theirs) in enumerate(pipes)
     ]
     for process in started:

@@ -4,8 +4,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -15,11 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from benchmarks.measure import interleaved, timed
 from benchmarks.problems import images
-from benchmarks.processes import free_port
+from benchmarks.processes import workers
 from benchmarks.replicates import of_threads
 from benchmarks.results import Result
 from vaentropy import MonteCarlo, evaluate, vae1
@@ -103,7 +101,7 @@ def run(quick: bool) -> Result:
     """
     rows: list[dict[str, Any]] = []
     measured: dict[str, Any] = {}
-    with of_threads(1), group() as others:
+    with of_threads(1), workers(2, work=_work) as others:
         message, byte, sent_byte = messages(others, quick)
         for workload in WORKLOADS:
             step, row = costs_of_steps(workload, quick)
@@ -240,35 +238,15 @@ def messages(others: list[Connection], quick: bool) -> tuple[float, float, float
     return small, byte, _in_all(others, "send", many, quick) / (4 * many)
 
 
-@contextmanager
-def group() -> Iterator[list[Connection]]:
-    """Two processes of one group, each of which does what its connection is sent."""
-    context, address = mp.get_context("spawn"), f"tcp://127.0.0.1:{free_port()}"
-    pipes = [context.Pipe() for _ in range(2)]
-    started = [
-        context.Process(target=_work, args=(theirs, address, rank), daemon=True)
-        for rank, (_, theirs) in enumerate(pipes)
-    ]
-    for process in started:
-        process.start()
-    try:
-        yield [ours for ours, _ in pipes]
-    finally:
-        for ours, _ in pipes:
-            ours.send(None)
-        for process in started:
-            process.join()
-
-
 def _in_all(connections: list[Connection], what: str, count: int, quick: bool) -> float:
     for connection in connections:
         connection.send((what, count, 3 if quick else 4 * REPETITIONS))
     return max(connection.recv() for connection in connections)
 
 
-def _work(connection: Connection, address: str, rank: int) -> None:
+def _work(connection: Connection, address: str, rank: int, size: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
     while (asked := connection.recv()) is not None:
         what, count, repetitions = asked
         x = torch.zeros(count)
