@@ -533,7 +533,7 @@ OUTPUTS = [
     command("evaluate-workers-0", "evaluate run --workers 0", run, "workers=0", "at least 1"),
     command("evaluate-workers-text", "evaluate run --workers many", run, "--workers", "many"),
     command("evaluate-workers-nan", "evaluate run --workers 1", several(run, array(with_value(np.nan))), "row 7"),
-    command("out-is-data", "encode run x.npy --out x.npy", run, "x.npy given to read from and to write to"),
+    command("out-is-data", "encode run x.npy --out x.npy", run, "x.npy given to write to, but"),
     command(
         "out-partial-exists",
         "sample run --out z.csv",

@@ -1,5 +1,7 @@
 """Rows that a run makes: in the order of the data, whole or not at all, whoever makes them and is killed meanwhile."""
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,59 @@ def test_what_a_folder_may_replace(run, tmp_path):
     with pytest.raises(UsageError, match="an interrupted command may have left; remove it"):
         encode_run(run, f"{tmp_path}/left/")
     assert (out / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("out", ["x.parquet", ".", "x.parquet/../x.parquet", "link.parquet"])
+@pytest.mark.parametrize("named", [True, False])
+def test_the_data_are_not_written_over(run, tmp_path, out, named):
+    path = table(tmp_path)
+    (tmp_path / "link.parquet").symlink_to(path)
+    own = train(RunConfig(data=str(path), hidden=(4,), epochs=1), out=tmp_path / "run").folder
+    before = path.read_bytes()
+    for verb in (encode_run, reconstruct_run):
+        with pytest.raises(UsageError, match=r"given to write to, but .*x\.parquet is read; name another place"):
+            verb(own, f"{tmp_path}/{out}", data=str(path) if named else None, overwrite=True)
+    assert path.read_bytes() == before
+
+
+def test_nothing_is_written_among_the_data(run, tmp_path):
+    (tmp_path / "all").mkdir()
+    table(tmp_path / "all")
+    for out in (tmp_path / "all" / "z.parquet", tmp_path / "all"):
+        with pytest.raises(UsageError, match=r"but .*all is read"):
+            encode_run(run, out, data=str(tmp_path / "all"), overwrite=True)
+    assert [path.name for path in (tmp_path / "all").iterdir()] == ["x.parquet"]
+
+
+def test_files_that_others_call_parts_stay(run, tmp_path):
+    theirs = tmp_path / "theirs" / "part-00000-a1b2.c000.snappy.parquet"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"")
+    with pytest.raises(UsageError, match=f"holds {theirs.name}, expected part-00000.parquet and its like alone"):
+        encode_run(run, theirs.parent, overwrite=True)
+    assert theirs.exists()
+
+
+def test_sigterm_leaves_nothing_half_written(run, tmp_path, monkeypatch, capfd):
+    def ended(self, model, batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(rows._Encoded, "__call__", ended)
+    for out in (tmp_path / "z.csv", f"{tmp_path}/z/"):
+        assert main(["encode", str(run), "--out", str(out)]) == 128 + signal.SIGTERM
+        assert capfd.readouterr().err.splitlines()[-1] == "vaentropy: ended by SIGTERM"
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_what_torchrun_is_not_for(run, tmp_path, monkeypatch, capfd):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for verb in (
+        ["encode", str(run), "--out", str(tmp_path / "z.csv")],
+        ["sweep", "digits", "--vary", "latent_dim=1,2"],
+    ):
+        assert main(verb) == 2
+        assert "started 2 times by torchrun, which is for train and continue" in capfd.readouterr().err
 
 
 def filled(folder, value, *, overwrite=False):

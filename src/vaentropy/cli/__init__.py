@@ -1,8 +1,12 @@
 """The `vaentropy` command. It needs the extra `cli`; without it, `main` says how to get it."""
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 __all__ = ["main"]
 
@@ -27,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from vaentropy.errors import VaentropyError, out_of_memory
 
     try:
-        status = vaentropy.main(arguments, prog_name="vaentropy", standalone_mode=False)
+        with _ended_by_exceptions():
+            status = vaentropy.main(arguments, prog_name="vaentropy", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return USER_ERROR
@@ -51,6 +56,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _fail(message)
     return status if isinstance(status, int) else 0
+
+
+class _Ended(KeyboardInterrupt):
+    """By SIGTERM, as Ctrl-C would: so that nothing is left half done."""
+
+    signal = signal.SIGTERM
+
+
+@contextmanager
+def _ended_by_exceptions() -> Iterator[None]:
+    """Let SIGTERM be an exception, where nobody else has it in hand."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Ended("ended by SIGTERM")
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _forget_output() -> None:

@@ -276,23 +276,19 @@ def continue_(
         _show(done, as_json, report, given["data_folder"])
 
 
-def _target(out: str, as_json: bool, data: str | None = None) -> str | None:
+def _target(out: str, as_json: bool) -> str | None:
     """The file to write to; None for stdout."""
-    from pathlib import Path
-
     from vaentropy.errors import UsageError
 
     if out == "-" and as_json:
         raise UsageError("--json given with --out -, which writes CSV to stdout; name a file with --out")
-    if data is not None and Path(out).resolve() == Path(data).resolve():
-        raise UsageError(f"{out} given to read from and to write to; name another file with --out")
     return None if out == "-" else out
 
 
 def _write_rows(write: Any, run: str, data: str | None, out: str, as_json: bool, given: dict[str, Any]) -> None:
     from vaentropy.progress import counting, progress_bar
 
-    target = _target(out, as_json, data)
+    target = _target(out, as_json)
     given |= {"engine": _engine(given)}
     with progress_bar(None, "data points") as report:
         rows = write(run, target, data=data, on_batch=counting(report), **given)
@@ -465,6 +461,9 @@ def select(
 
 def _engine(given: dict[str, Any]) -> Any:
     """What `engines_if_asked` means, taken out of what is given; None where it means here."""
+    from vaentropy.cli.launched import require_alone
+
+    require_alone()
     engine, workers = given.pop("engine"), given.pop("workers")
     if engine is None and workers is None:
         return None

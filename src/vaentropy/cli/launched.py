@@ -8,7 +8,7 @@ from typing import Any
 
 from vaentropy.errors import TrainingError, UsageError, VaentropyError, shown
 
-__all__ = ["launched"]
+__all__ = ["launched", "require_alone"]
 
 # What torchrun tells each process; without all of them this one is alone.
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -43,6 +43,18 @@ def launched() -> Iterator[bool]:
     finally:
         with suppress(Exception):  # of a group that has lost a process
             dist.destroy_process_group()
+
+
+def require_alone() -> None:
+    """Refuse to be one of several processes of torchrun, for what each of them would do as a whole.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if all(os.environ.get(name) for name in VARIABLES) and (size := _number("WORLD_SIZE")) > 1:
+        raise UsageError(
+            f"started {size} times by torchrun, which is for train and continue; start this once, with --workers {size}"
+        )
 
 
 def _number(name: str) -> int:

@@ -152,9 +152,11 @@ def engine_of(engine: str | None, workers: int | None, *, device: str | None = N
     """
     import torch
 
+    from vaentropy.cli.launched import require_alone
     from vaentropy.engines import Here, Processes, Ray, available_cores
     from vaentropy.errors import UsageError, nearest, shown
 
+    require_alone()
     each = threads or 1
     kind = (device or "auto").split(":")[0]
     gpus = torch.cuda.device_count() if kind in ("auto", "cuda") else 0

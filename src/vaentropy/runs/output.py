@@ -4,6 +4,7 @@ import csv
 import errno
 import math
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -27,7 +28,8 @@ Write = Callable[[Tensor], None]
 # Of a row group: long enough for fast reading, little beside what else is in memory.
 GROUP_VALUES = 2**20
 PART = "part-{:05d}.parquet"
-PART_PATTERN = "part-*.parquet"
+# And not those that others call so, such as part-00000-….snappy.parquet.
+PART_NAME = re.compile(r"part-\d{5,}\.parquet")
 # Of a folder that another one takes the place of, until it is deleted.
 REPLACED = ".replaced"
 
@@ -71,6 +73,8 @@ class Output:
     def opened(self, num_rows: int) -> Iterator[Write]:
         """A function that takes rows (n, *shape), `num_rows` of them in all."""
         if self.path is None:
+            if sys.stdout is None:  # closed
+                raise UsageError("no file given to write to, and stdout is closed; name a file with --out")
             yield self._to_csv(sys.stdout)
             return
         kind = {".npy": self._npy, ".csv": self._csv, ".parquet": self._parquet}[self.path.suffix]
@@ -234,7 +238,7 @@ class Parts:
     def _no_part(self) -> str | None:
         """What the folder holds that is none of its parts."""
         there = sorted(each.name for each in self.path.iterdir()) if self.path.exists() else []
-        return next((name for name in there if not Path(name).match(PART_PATTERN)), None)
+        return next((name for name in there if not PART_NAME.fullmatch(name)), None)
 
     def _put_in_place(self) -> None:
         # All parts are there: whatever fails from here on, they stay.
@@ -261,9 +265,10 @@ class Parts:
 
     def _delete_old(self) -> None:
         # Of its parts alone: what else has come there stays.
-        for part in self._old.glob(PART_PATTERN):
-            with suppress(OSError):
-                part.unlink()
+        for part in self._old.iterdir():
+            if PART_NAME.fullmatch(part.name):
+                with suppress(OSError):
+                    part.unlink()
         with suppress(OSError):
             self._old.rmdir()
 

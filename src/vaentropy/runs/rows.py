@@ -1,6 +1,7 @@
 """Rows that the model of a run makes: latents, reconstructions, samples; written to files."""
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from vaentropy._typing import Tensor
 from vaentropy.checks import require_count, require_seed
 from vaentropy.conditions import bound_to
 from vaentropy.config import RunConfig
+from vaentropy.data import names
 from vaentropy.data.conditioned import given
 from vaentropy.data.scaling import Scaling
 from vaentropy.data.source import Source
@@ -22,7 +24,7 @@ from vaentropy.model import LatentVariableModel
 from vaentropy.modes import in_mode
 from vaentropy.progress import Report, reporting
 from vaentropy.rows import affordable, fill_missing
-from vaentropy.runs.build import all_rows, num_threads
+from vaentropy.runs.build import all_rows, moved, num_threads
 from vaentropy.runs.folder import RunFolder
 from vaentropy.runs.output import Output, Parts, is_folder
 from vaentropy.runs.use import load, require_data_shape
@@ -77,11 +79,12 @@ def encode_run(
         VaentropyError: the run, the data or the file cannot be used.
     """
     config = RunFolder(run).config()
-    names = [f"mean_{h}" for h in range(config.latent_dim)]
-    names += [f"variance_{h}" for h in range(config.latent_dim)] if variance else []
+    columns = [f"mean_{h}" for h in range(config.latent_dim)]
+    columns += [f"variance_{h}" for h in range(config.latent_dim)] if variance else []
 
     require_engine(engine)
-    output = _output(out, (len(names),), names, overwrite)
+    _require_elsewhere(out, data or moved(config.data, data_folder))
+    output = _output(out, (len(columns),), columns, overwrite)
     opened = _open(run, data, data_folder, device, condition)
     return _write(opened, _Encoded(variance), output, on_batch, engine or Here())
 
@@ -104,6 +107,7 @@ def reconstruct_run(
     """
     folder = RunFolder(run)
     require_engine(engine)
+    _require_elsewhere(out, data or moved(folder.config().data, data_folder))
     output = _output(out, folder.data_shape(), folder.columns(), overwrite)
     opened = _open(run, data, data_folder, device, condition)
     return _write(opened, _Reconstructed(opened.scaling), output, on_batch, engine or Here())
@@ -178,6 +182,20 @@ def _as_stored(y: Tensor, scaling: Scaling) -> Tensor:
     x = scaling.undo(y.cpu())
     # The uniform noise that whole numbers got has mean ½.
     return x - 0.5 if scaling.dequantised else x
+
+
+def _require_elsewhere(out: str | Path | None, data: str) -> None:
+    """Refuse to write over the data that are read, or among them.
+
+    Raises:
+        UsageError: what is to be written is the data, lies in their folder, or is a folder that they lie in.
+    """
+    if not isinstance(out, str | Path) or not os.fspath(out) or data in names() or not os.path.exists(data):
+        return
+    to, read = (Path(os.path.realpath(path)) for path in (out, data))
+    within = read.is_dir() and to.is_relative_to(read)
+    if to == read or within or (to.is_dir() and read.is_relative_to(to)):
+        raise UsageError(f"{out} given to write to, but {data} is read; name another place with --out")
 
 
 def _output(
