@@ -128,7 +128,7 @@ def test_a_sweep_takes_more_values_seeds_and_another_order(config, done, tmp_pat
     new = {"latent_dim=3,scale=standard,seed=0", *(f"latent_dim={h},scale=standard,seed=1" for h in (2, 3))}
     assert set(tried) == new and set(table(out)) == {*new, *found.kept}
     assert set(found.others) == {row["run"] for row in done.rows} - {*found.kept}
-    # What is left of those is still known when it is asked for.
+    # What there is of those is still known when it is asked for.
     tried.clear()
     again = sweep(config, VARY, out=out)
     assert tried == [] and set(again.kept) == {row["run"] for row in done.rows} and again.others == ()
@@ -154,6 +154,23 @@ def test_data_that_have_changed_since_are_refused_before_anything_is_trained(
         assert len(tried) == 4
     finally:
         path.write_bytes(whole)
+
+
+def test_overwriting_leaves_runs_of_another_kind_and_folders_that_say_nothing(config, done, tmp_path, monkeypatch):
+    out, tried = copied(done, tmp_path), trained_alone(monkeypatch)
+    shutil.copytree(out / "latent_dim=1,scale=none,seed=0", out / "seed=7")
+    (out / "mine.txt").write_text("mine")
+    stored = (out / "sweep.json").read_text()
+    (out / "sweep.json").unlink()
+    before = written(out)
+    with pytest.raises(UsageError, match="is not an empty folder"):
+        sweep(config, VARY, out=out, overwrite=True)
+    assert written(out) == before
+    (out / "sweep.json").write_text(stored)
+    sweep(config, {"beta": [0.5]}, out=out, overwrite=True)
+    assert {path.name for path in out.iterdir()} >= {"seed=7", "mine.txt"}
+    assert (out / "seed=7" / "model.safetensors").exists() and tried == ["beta=0.5,seed=0"]
+    assert not list(out.glob("latent_dim=*"))
 
 
 def test_a_data_file_that_is_gone_is_what_is_told(config, done, tmp_path, monkeypatch):

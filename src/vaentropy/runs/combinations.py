@@ -13,7 +13,7 @@ from vaentropy.config import RunConfig
 from vaentropy.errors import UsageError, nearest, shown
 from vaentropy.runs.build import with_absolute_paths
 
-__all__ = ["SEED", "Combination", "combinations", "settings_named"]
+__all__ = ["LONGEST_NAME", "SEED", "Combination", "combinations", "settings_named"]
 
 SEED = "seed"
 MAX_RUNS = 10_000  # more are a slip

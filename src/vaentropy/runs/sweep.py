@@ -27,7 +27,7 @@ from vaentropy.runs.build import (
     torch_device,
     with_absolute_paths,
 )
-from vaentropy.runs.combinations import SEED, Combination, combinations, settings_named
+from vaentropy.runs.combinations import LONGEST_NAME, SEED, Combination, combinations, settings_named
 from vaentropy.runs.folder import LOCK, RunFolder
 from vaentropy.runs.outcomes import BEGUN, FAILED, FINISHED, NEW, Sweep, row_of, state_of, write_csv
 from vaentropy.runs.room import make_folder, remove, require_free
@@ -262,7 +262,7 @@ class _Plan:
             raise UsageError(f"{self.folder} exists and is not a folder; name another one with --out")
         path = self.folder / REQUEST
         if not path.exists():
-            if self._strange() and not any(map(self._is_run, self.all_there())):
+            if self._strange() and (overwrite or not any(map(self._is_run, self.all_there()))):
                 raise UsageError(f"{self.folder} exists and is not an empty folder; name another one with --out")
             return None
         try:
@@ -287,8 +287,11 @@ class _Plan:
 
     def begin(self, overwrite: bool) -> None:
         """Write what is asked for and the table; what is replaced is gone before."""
+        stored = self._stored(overwrite) if overwrite else None
         for name in self.all_there() if overwrite else ():
-            remove(RunFolder(self.folder / name))
+            # A run of another kind was put there by the user.
+            if stored is None or {*settings_named(name)} == {*stored["vary"], SEED} or len(name) >= LONGEST_NAME:
+                remove(RunFolder(self.folder / name))
         request = {"schema_version": SCHEMA_VERSION, **self.request}
         write_text(self.folder / REQUEST, to_json(request, indent=1) + "\n")
         self.read()
