@@ -165,6 +165,12 @@ def test_overwriting_leaves_runs_of_another_kind_and_folders_that_say_nothing(co
     before = written(out)
     with pytest.raises(UsageError, match="is not an empty folder"):
         sweep(config, VARY, out=out, overwrite=True)
+    (out / "mine.txt").rename(tmp_path / "mine.txt")
+    (out / "sweep.csv").rename(tmp_path / "sweep.csv")
+    with pytest.raises(UsageError, match="is not an empty folder"):
+        sweep(config, VARY, out=out, overwrite=True)
+    (tmp_path / "mine.txt").rename(out / "mine.txt")
+    (tmp_path / "sweep.csv").rename(out / "sweep.csv")
     assert written(out) == before
     (out / "sweep.json").write_text(stored)
     sweep(config, {"beta": [0.5]}, out=out, overwrite=True)
