@@ -1,8 +1,10 @@
 """A sweep's runs are those of `train`, its table is that of their folders, and nothing is done or counted twice."""
 
 import csv
+import errno
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -16,7 +18,7 @@ import pytest
 from safetensors.torch import load_file
 
 from vaentropy.config import RunConfig
-from vaentropy.engines import Processes, Ray
+from vaentropy.engines import Here, Processes, Ray
 from vaentropy.errors import DataError, UsageError
 from vaentropy.runs import RunFolder, build, describe_run, evaluate_run, sweep, train
 from vaentropy.runs.outcomes import Sweep
@@ -99,12 +101,117 @@ def test_the_same_again_trains_nothing(config, done):
 def test_another_sweep_in_its_folder_is_refused(config, done):
     for other, vary, says in [
         (replace(config, epochs=4), VARY, "holds a sweep with epochs=3, not 4"),
-        (config, {**VARY, "latent_dim": [1, 3]}, "holds a sweep with vary="),
+        (replace(config, threads=1), VARY, "holds a sweep with threads=null, not 1"),
+        (config, {"latent_dim": [1, 2]}, "holds a sweep that varies latent_dim, scale, not latent_dim;"),
+        (config, {}, "not the seed alone"),
     ]:
         with pytest.raises(UsageError, match=says):
             sweep(other, vary, out=done.folder)
-    with pytest.raises(UsageError, match="num_seeds=1, not 2"):
-        sweep(config, VARY, num_seeds=2, out=done.folder)
+
+
+def copied(done, tmp_path) -> Path:
+    return Path(shutil.copytree(done.folder, tmp_path / "all"))
+
+
+def trained_alone(monkeypatch) -> list[str]:
+    """Names of the runs that are trained from now on; nothing else is left of them."""
+    tried: list[str] = []
+    monkeypatch.setattr("vaentropy.engines.shared.SECONDS_TO_APPEAR", 0.0)
+    monkeypatch.setattr(MODULE, "train", lambda config, out, **how: tried.append(out.name))
+    return tried
+
+
+def test_a_sweep_takes_more_values_seeds_and_another_order(config, done, tmp_path, monkeypatch):
+    out, tried = copied(done, tmp_path), trained_alone(monkeypatch)
+    found = sweep(config, {"scale": ["standard"], "latent_dim": [3, 2]}, num_seeds=2, out=out)
+    assert found.kept == ("latent_dim=2,scale=standard,seed=0",)
+    new = {"latent_dim=3,scale=standard,seed=0", *(f"latent_dim={h},scale=standard,seed=1" for h in (2, 3))}
+    assert set(tried) == new and set(table(out)) == {*new, *found.kept}
+    assert set(found.others) == {row["run"] for row in done.rows} - {*found.kept}
+    # What there is of those is still known when it is asked for.
+    tried.clear()
+    again = sweep(config, VARY, out=out)
+    assert tried == [] and set(again.kept) == {row["run"] for row in done.rows} and again.others == ()
+
+
+@pytest.mark.parametrize("missing", [(), ("latent_dim=1,scale=none,seed=0",)])
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_data_that_have_changed_since_are_refused_before_anything_is_trained(
+    config, tmp_path, monkeypatch, missing, num_seeds, done
+):
+    out, path = copied(done, tmp_path), Path(config.data)
+    for name in missing:
+        shutil.rmtree(out / name)
+    whole, before, tried = path.read_bytes(), written(out), trained_alone(monkeypatch)
+    np.save(path, np.load(path)[:50])
+    try:
+        with pytest.raises(
+            DataError, match=r"the data have changed since .*all/latent_dim=.* was trained on them; put"
+        ):
+            sweep(config, VARY, num_seeds=num_seeds, out=out)
+        assert tried == [] and written(out) == before
+        sweep(config, VARY, out=out, overwrite=True)
+        assert len(tried) == 4
+    finally:
+        path.write_bytes(whole)
+
+
+def test_overwriting_leaves_runs_of_another_kind_and_folders_that_say_nothing(config, done, tmp_path, monkeypatch):
+    out, tried = copied(done, tmp_path), trained_alone(monkeypatch)
+    shutil.copytree(out / "latent_dim=1,scale=none,seed=0", out / "seed=7")
+    (out / "mine.txt").write_text("mine")
+    stored = (out / "sweep.json").read_text()
+    (out / "sweep.json").unlink()
+    before = written(out)
+    with pytest.raises(UsageError, match="is not an empty folder"):
+        sweep(config, VARY, out=out, overwrite=True)
+    (out / "mine.txt").rename(tmp_path / "mine.txt")
+    (out / "sweep.csv").rename(tmp_path / "sweep.csv")
+    with pytest.raises(UsageError, match="is not an empty folder"):
+        sweep(config, VARY, out=out, overwrite=True)
+    (tmp_path / "mine.txt").rename(out / "mine.txt")
+    (tmp_path / "sweep.csv").rename(out / "sweep.csv")
+    assert written(out) == before
+    (out / "sweep.json").write_text(stored)
+    sweep(config, {"beta": [0.5]}, out=out, overwrite=True)
+    assert {path.name for path in out.iterdir()} >= {"seed=7", "mine.txt"}
+    assert (out / "seed=7" / "model.safetensors").exists() and tried == ["beta=0.5,seed=0"]
+    assert not list(out.glob("latent_dim=*"))
+
+
+def test_a_data_file_that_is_gone_is_what_is_told(config, done, tmp_path, monkeypatch):
+    out, path = copied(done, tmp_path), Path(config.data)
+    monkeypatch.chdir(path.parent)
+    path.rename(path.with_suffix(".aside"))
+    try:
+        with pytest.raises((DataError, UsageError), match=r"data\.npy") as raised:
+            sweep(replace(config, data="data.npy"), VARY, out=out)
+        assert "holds a" not in str(raised.value)
+    finally:
+        path.with_suffix(".aside").rename(path)
+
+
+def test_an_engine_that_is_not_there_leaves_no_folder(config, tmp_path):
+    class Nowhere(Here):
+        def run(self, call, tasks, **how):
+            raise UsageError("no cluster")
+            yield
+
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "new", tmp_path / "empty"):
+        with pytest.raises(UsageError, match="no cluster"):
+            sweep(config, {"latent_dim": [1]}, out=out, engine=Nowhere())
+        assert not (out / "sweep.json").exists() and not (out / "sweep.csv").exists()
+    assert not (tmp_path / "new").exists() and (tmp_path / "empty").is_dir()
+
+
+def test_a_full_disk_is_told_as_elsewhere(config, tmp_path, monkeypatch):
+    def full(config, **how):
+        raise OSError(errno.EFBIG, "File too large", "there/history.jsonl")
+
+    monkeypatch.setattr(MODULE, "train", full)
+    found = sweep(config, {}, out=tmp_path)
+    assert found.failed == {"seed=0": "there/history.jsonl cannot be written or read: File too large"}
 
 
 @pytest.mark.slow
@@ -215,11 +322,28 @@ def test_a_folder_of_others_where_a_run_would_be_is_not_touched(config, done, tm
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema_version": 1}', '{"schema_version": "x", "config": 1}', "null"])
-def test_a_damaged_request_is_told(config, tmp_path, text):
-    (tmp_path / "sweep.json").write_text(text)
-    for overwrite in (False, True):
-        with pytest.raises(DataError, match=r"sweep\.json does not say what sweep this is"):
-            sweep(config, VARY, out=tmp_path, overwrite=overwrite)
+def test_a_damaged_request_is_told_and_what_is_told_helps(config, done, tmp_path, monkeypatch, text):
+    out, tried = copied(done, tmp_path), trained_alone(monkeypatch)
+    stored = (out / "sweep.json").read_text()
+    (out / "sweep.json").write_text(text)
+    with pytest.raises(DataError, match=r"sweep\.json does not say what sweep this is .* put it back, remove it"):
+        sweep(config, VARY, out=out)
+    (out / "sweep.json").unlink()
+    for other, vary in [(replace(config, epochs=4), {**VARY, "latent_dim": [3]}), (config, {"latent_dim": [1]})]:
+        with pytest.raises(UsageError, match="holds a sweep "):
+            sweep(other, vary, out=out)
+    assert len(sweep(config, VARY, out=out).kept) == 4 and (out / "sweep.json").read_text() == stored and tried == []
+    (out / "sweep.json").write_text(text)
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"mine\.txt beside it is of no sweep"):
+        sweep(config, VARY, out=out, overwrite=True)
+    (out / "mine.txt").unlink()
+    sweep(config, {"beta": [0.5]}, out=out, overwrite=True)
+    assert tried == ["beta=0.5,seed=0"] and {path.name for path in out.iterdir()} == {
+        "sweep.json",
+        "sweep.csv",
+        ".lock",
+    }
 
 
 @pytest.mark.slow

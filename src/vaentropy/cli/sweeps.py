@@ -66,7 +66,8 @@ def sweep(
     click.echo(to_json(done.to_dict()) if as_json else done)
     kept = f" ({len(done.kept)} were finished before)" if done.kept else ""
     count = f"{len(done.rows)} {'run' if len(done.rows) == 1 else 'runs'}"
-    click.echo(f"\n{count}{kept} in {done.folder}, table in {done.folder / 'sweep.csv'}", err=True)
+    others = f"; {len(done.others)} more there, not asked for now" if done.others else ""
+    click.echo(f"\n{count}{kept} in {done.folder}, table in {done.folder / 'sweep.csv'}{others}", err=True)
     if best := done.best[:BEST]:
         click.echo(f"Look at the best: vaentropy report {' '.join(shlex.quote(str(run)) for run in best)}", err=True)
     return int(bool(done.failed))

@@ -266,12 +266,18 @@ def num_threads(config: RunConfig, model: VAE) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The same settings from whichever folder they are read."""
+def with_absolute_paths(config: RunConfig, *, missing: bool = False) -> RunConfig:
+    """The same settings from whichever folder they are read.
+
+    Args:
+        config: of a run.
+        missing: also of a data file that is not there, if what is given looks like the path of one.
+    """
     # Leaves "~name" as it is where there is no such user.
     folder = None if config.data_folder is None else os.path.abspath(os.path.expanduser(config.data_folder))
     path = Path(os.path.expanduser(config.data))
-    named = config.data in names() or not path.exists()
+    is_path = path.exists() or (missing and (path.suffix or path.name != config.data))
+    named = config.data in names() or not is_path
     return replace(config, data=config.data if named else str(path.absolute()), data_folder=folder)
 
 

@@ -13,7 +13,7 @@ from vaentropy.config import RunConfig
 from vaentropy.errors import UsageError, nearest, shown
 from vaentropy.runs.build import with_absolute_paths
 
-__all__ = ["SEED", "Combination", "combinations"]
+__all__ = ["LONGEST_NAME", "SEED", "Combination", "combinations", "settings_named"]
 
 SEED = "seed"
 MAX_RUNS = 10_000  # more are a slip
@@ -61,14 +61,24 @@ def combinations(config: RunConfig, vary: Mapping[str, Sequence[Any]], num_seeds
     for seed in seeds:
         for chosen in product(*values.values()):
             varied = {**dict(zip(values, chosen, strict=True)), SEED: seed}
-            where = ",".join(f"{name}={shown(value)}" for name, value in varied.items())
-            each = with_absolute_paths(RunConfig.from_dict({**config.to_dict(), **varied}, where))
+            where = ",".join(f"{name}={'null' if value is None else shown(value)}" for name, value in varied.items())
+            each = RunConfig.from_dict({**config.to_dict(), **varied}, where)
+            each = with_absolute_paths(each, missing=True)
             if each in made:
                 raise UsageError(f"{where} given twice, expected different combinations; leave a value out")
             # As the run has them: lists are tuples, and text may stand for a number.
             varied = {name: getattr(each, name) for name in varied}
             made[each] = Combination(_name(varied, taken), varied, each)
     return list(made.values())
+
+
+def settings_named(folder: str) -> tuple[str, ...]:
+    """The settings in the name of a run's folder, in order; () where `combinations` gives no such name."""
+    parts = [part.partition("=") for part in folder.split(",")]
+    found = tuple(name for name, equals, _ in parts if equals)
+    whole = len(found) == len(parts) and found[-1] == SEED
+    known = {f.name for f in fields(RunConfig)}
+    return found if found and set(found) <= known and (whole or len(folder) >= LONGEST_NAME) else ()
 
 
 def _checked(vary: Any) -> dict[str, Sequence[Any]]:

@@ -263,15 +263,15 @@ class RunFolder:
         except UsageError:
             return True
 
-    def require_same_data(self, fingerprints: Mapping[str, str], scaling: Scaling) -> None:
-        """Refuse data that are not those a run was trained on.
+    def has_same_data(self, fingerprints: Mapping[str, str], scaling: Scaling) -> bool:
+        """Whether data are those that the run was trained on.
 
         Args:
             fingerprints: of the data as they are now, by the manifest's names.
             scaling: of the data as they are now.
 
         Raises:
-            DataError: they are others, or the manifest does not say.
+            DataError: the manifest does not say.
         """
         stored, before = self.manifest()["data"], self.scaling()
         # The values that the model sees do not tell of data that were shifted, and then scaled to the same mean.
@@ -279,7 +279,18 @@ class RunFolder:
             bool(((a - b).abs() <= SCALING_TOLERANCE * before.scale).all())
             for a, b in ((before.shift, scaling.shift), (before.scale, scaling.scale))
         )
-        if not same or any(stored.get(name) != value for name, value in fingerprints.items()):
+        return same and all(stored.get(name) == value for name, value in fingerprints.items())
+
+    def require_same_data(self, fingerprints: Mapping[str, str], scaling: Scaling) -> None:
+        """Refuse data that are not those the run was trained on.
+
+        Args:
+            fingerprints, scaling: as for `has_same_data`.
+
+        Raises:
+            DataError: they are others, or the manifest does not say.
+        """
+        if not self.has_same_data(fingerprints, scaling):
             raise DataError(
                 f"the data have changed since {self} was trained on them; put them back (to evaluate others, name them "
                 "with --data)"

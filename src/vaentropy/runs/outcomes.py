@@ -125,12 +125,14 @@ class Sweep:
         rows: one for each run, as in sweep.csv, the best first: by the held-out ELBO, or by the ELBO of the training
             data where none were held out; those that are not finished come last.
         kept: names of the runs that were finished before.
+        others: names of runs of earlier calls in the folder, which were not asked for now.
     """
 
     folder: Path
     vary: tuple[str, ...]
     rows: tuple[Row, ...]
     kept: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     def __post_init__(self):
         score = self.score  # which looks at all rows
@@ -168,8 +170,8 @@ class Sweep:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        about = {"folder": str(self.folder), "score": self.score, "kept": list(self.kept), "failed": self.failed}
-        return {**about, "settings": self.settings, "runs": [dict(row) for row in self.rows]}
+        about = {"folder": str(self.folder), "score": self.score, "kept": list(self.kept), "others": list(self.others)}
+        return {**about, "failed": self.failed, "settings": self.settings, "runs": [dict(row) for row in self.rows]}
 
     def __repr__(self) -> str:
         return "\n".join(_lines(self))

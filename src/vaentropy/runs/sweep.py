@@ -5,7 +5,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -15,15 +15,22 @@ from vaentropy.checks import require_function, require_instance, require_path
 from vaentropy.config import DATA, RunConfig
 from vaentropy.data import Dataset
 from vaentropy.engines import Engine, engine_or_here
-from vaentropy.engines.shared import appears
-from vaentropy.errors import DataError, TrainingError, UsageError, VaentropyError, out_of_memory, shown
-from vaentropy.files import ASIDE, read_text, to_json, write_text
+from vaentropy.errors import DataError, TrainingError, UsageError, VaentropyError, out_of_memory
+from vaentropy.files import to_json
 from vaentropy.progress import Report, progress_bar
-from vaentropy.runs.build import build_model, keeping_data, load_own, torch_device, with_absolute_paths
-from vaentropy.runs.combinations import SEED, Combination, combinations
+from vaentropy.runs.build import (
+    build_model,
+    fingerprints,
+    keeping_data,
+    load_own,
+    torch_device,
+    with_absolute_paths,
+)
+from vaentropy.runs.combinations import SEED, Combination, combinations, settings_named
 from vaentropy.runs.folder import LOCK, RunFolder
-from vaentropy.runs.outcomes import BEGUN, FAILED, FINISHED, NEW, Sweep, row_of, state_of, write_csv
-from vaentropy.runs.room import make_folder, remove
+from vaentropy.runs.outcomes import BEGUN, FAILED, FINISHED, Sweep, state_of
+from vaentropy.runs.plan import REQUEST, TABLE, Plan, names_in
+from vaentropy.runs.room import make_folder
 from vaentropy.runs.train import resume, train
 from vaentropy.training import Interrupted
 from vaentropy.training.history import Row
@@ -34,8 +41,6 @@ __all__ = ["sweep"]
 logger = logging.getLogger(__name__)
 
 SWEEPS = Path("sweeps")
-REQUEST, TABLE = "sweep.json", "sweep.csv"
-SCHEMA_VERSION = 1
 MODEL = ("model", "network", "hidden", "latent_dim")
 
 
@@ -54,7 +59,7 @@ def sweep(
 
     The folder has a table of all, sweep.csv, written anew after each run from the folders of the runs. The same call
     again keeps runs that are finished, goes on with those that were interrupted or killed, and tries those again that
-    failed. A run that fails does not stop the others.
+    failed; it may ask for other values and seeds. A run that fails does not stop the others.
 
     Args:
         config: what all runs have in common. Its seed is the first; each seed is also that of the split where a
@@ -62,8 +67,8 @@ def sweep(
         vary: values by the names of settings, such as `{"latent_dim": [2, 5], "hidden": [[50], [50, 50]]}`; empty for
             replicates alone.
         num_seeds: runs of each combination, from seeds that follow each other.
-        out: folder of the sweep, new, empty or that of the same sweep; by default one under sweeps/, named after data
-            and model. On a cluster all machines have to see the same folder.
+        out: folder of the sweep, new, empty or that of a sweep of the same settings that varied the same ones; by
+            default one under sweeps/, named after data and model. On a cluster all machines have to see the folder.
         overwrite: replace the sweep that `out` holds.
         engine: where runs are trained, such as `vaentropy.engines.Processes(4)`; None trains them here, one after the
             other. Runs end with the same numbers wherever they are trained on as many threads of such a machine.
@@ -72,7 +77,7 @@ def sweep(
 
     Raises:
         UsageError: an argument has a wrong value, a combination cannot be, or the folder holds something else.
-        DataError: the data cannot be used, or files in the folder are damaged.
+        DataError: the data cannot be used, have changed since runs were trained, or files in the folder are damaged.
         Interrupted: by Ctrl-C or SIGTERM, after runs under way have written checkpoints; the same call goes on.
     """
     require_instance("config", config, RunConfig, "a RunConfig")
@@ -80,12 +85,12 @@ def sweep(
     require_function("on_run", on_run)
     if not found().alone:
         raise UsageError("sweep called by processes that train together, expected one; start it without torchrun")
-    runs = combinations(config, vary, num_seeds)
-    plan = _Plan(_folder(config, out), runs, _request(config, vary, runs, num_seeds))
+    plan = _planned(config, vary, num_seeds, _folder(config, out))
     kept: dict[Any, Dataset] = {}
-    _check_data([run for run, state in plan.states(overwrite).items() if state != FINISHED], engine, kept)
-    make_folder(plan.folder, exist_ok=True)
-    with RunFolder(plan.folder).locked():
+    states = plan.states(overwrite)
+    _check_kept(plan, states, kept)
+    _check_data([run for run, state in states.items() if state != FINISHED], engine, kept)
+    with _held(plan):
         # Once more: another sweep may have ended here since.
         states = plan.states(overwrite)
         plan.begin(overwrite)
@@ -103,19 +108,58 @@ def sweep(
                 if on_run:
                     on_run(row)
     before = tuple(run.name for run, state in states.items() if state == FINISHED)
-    return Sweep(plan.folder, tuple(vary), tuple(plan.rows.values()), before)
+    return Sweep(plan.folder, tuple(vary), tuple(plan.rows.values()), before, tuple(plan.others()))
 
 
 def _folder(config: RunConfig, out: str | Path | None) -> Path:
     return SWEEPS / f"{Path(config.data).stem}-{config.model}" if out is None else require_path("out", out)
 
 
+def _planned(config: RunConfig, vary: Mapping[str, Any], num_seeds: int, folder: Path) -> Plan:
+    """What is asked for; runs have the names that they have in the folder, in whatever order settings are given."""
+    runs = combinations(config, vary, num_seeds)
+    asked = [*(name for name in vary if name != SEED), SEED]
+    before = next((names for names in map(settings_named, names_in(folder)) if sorted(names) == sorted(asked)), asked)
+    if list(before) != asked:
+        runs = combinations(config, {name: vary[name] for name in before if name in vary}, num_seeds)
+    return Plan(folder, runs, _request(config, vary, runs, num_seeds))
+
+
 def _request(config: RunConfig, vary: Mapping[str, Any], runs: Sequence[Combination], num_seeds: int) -> dict[str, Any]:
     """What was asked for, as it is stored: plain values."""
-    common = with_absolute_paths(config).to_dict()
+    common = with_absolute_paths(config, missing=True).to_dict()
     values = {name: list(dict.fromkeys(run.varied[name] for run in runs)) for name in vary}
     stored = {"config": {name: value for name, value in common.items() if name not in vary}, "vary": values}
     return json.loads(to_json({**stored, "num_seeds": num_seeds}))
+
+
+def _chosen(config: RunConfig, names: Sequence[str], *, without: str = "") -> tuple[Any, ...]:
+    return tuple(getattr(config, name) for name in names if name != without)
+
+
+def _check_kept(plan: Plan, states: Mapping[Combination, str], kept: dict[Any, Dataset]) -> None:
+    """Refuse data that have changed since runs were trained that are kept, of which one seed is looked at.
+
+    Raises:
+        DataError: they have, or cannot be read.
+    """
+    places = {run: RunFolder(plan.folder / run.name) for run, state in states.items() if state in (BEGUN, FINISHED)}
+    trained = [run for run, place in places.items() if place.file("manifest.json").exists()]
+    first = next((run.config for run, state in states.items() if state != FINISHED), None)
+    # Those of the first run that is to be trained last of all: then they are loaded once.
+    trained.sort(key=lambda run: first is None or _chosen(run.config, DATA) != _chosen(first, DATA))
+    groups: dict[tuple[Any, ...], Combination] = {}
+    for run in trained:
+        groups.setdefault(_chosen(run.config, DATA, without=SEED), run)
+    for looked_at in reversed(groups.values()):
+        with keeping_data(kept):
+            data = load_own(looked_at.config)
+        prints = fingerprints(data)
+        for run in trained:
+            alike = _chosen(run.config, DATA) == _chosen(looked_at.config, DATA)
+            if alike and not places[run].has_same_data(prints, data.scaling):
+                how = "put them back, name another folder with --out, or replace the sweep with --overwrite"
+                raise DataError(f"the data have changed since {places[run]} was trained on them; {how}")
 
 
 def _check_data(todo: Sequence[Combination], engine: Engine, kept: dict[Any, Dataset]) -> None:
@@ -128,116 +172,42 @@ def _check_data(todo: Sequence[Combination], engine: Engine, kept: dict[Any, Dat
     with keeping_data(kept):
         data = load_own(todo[0].config)
 
-    def chosen(config: RunConfig, names: Sequence[str]) -> list[Any]:
-        return [getattr(config, name) for name in names if name != SEED]
+    def data_of(run: Combination) -> tuple[Any, ...]:
+        return _chosen(run.config, DATA, without=SEED)
 
-    alike = [run for run in todo if chosen(run.config, DATA) == chosen(todo[0].config, DATA)]
-    for run in {tuple(chosen(run.config, MODEL)): run for run in alike}.values():
+    alike = [run for run in todo if data_of(run) == data_of(todo[0])]
+    for run in {_chosen(run.config, MODEL): run for run in alike}.values():
         try:
             build_model(run.config, data.data_shape, data.coding)
         except UsageError as error:
             raise UsageError(f"{run.name}: {error}") from error
 
 
-@dataclass
-class _Plan:
-    """The runs of a sweep, and its files."""
-
-    folder: Path
-    runs: Sequence[Combination]
-    request: Mapping[str, Any]
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-
-    def states(self, overwrite: bool) -> dict[Combination, str]:
-        """How far each run has come; all are new where a sweep is to be replaced.
-
-        Raises:
-            UsageError: the folder holds something else.
-            DataError: files in it are damaged.
-        """
-        stored = self._stored()
-        if overwrite:
-            self._replaced(stored)
-        if stored is None or overwrite:
-            return dict.fromkeys(self.runs, NEW)
-        how = "name another folder with --out, or replace it with --overwrite"
-        for there, asked in ((stored, self.request), (stored["config"], self.request["config"])):
-            for name, value in asked.items():
-                if name != "config" and there.get(name) != value:
-                    raise UsageError(
-                        f"{self.folder} holds a sweep with {name}={shown(there.get(name))}, not {shown(value)}; {how}"
-                    )
-        return {run: state_of(self.folder, run) for run in self.runs}
-
-    def _stored(self) -> dict[str, Any] | None:
-        """What was asked for before; None in a folder that is new or empty."""
-        if not self.folder.exists():
-            return None
-        if not self.folder.is_dir():
-            raise UsageError(f"{self.folder} exists and is not a folder; name another one with --out")
-        path = self.folder / REQUEST
-        if not path.exists():
-            if any(each.name != LOCK and not each.name.endswith(ASIDE) for each in self.folder.iterdir()):
-                raise UsageError(f"{self.folder} exists and is not an empty folder; name another one with --out")
-            return None
-        try:
-            stored = json.loads(read_text(path))
-            kinds = {"schema_version": int, "config": dict, "vary": dict, "num_seeds": int}
-            if not all(isinstance(stored[name], kind) for name, kind in kinds.items()):
-                raise ValueError("its values are of other kinds")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            if isinstance(error, VaentropyError):
+@contextmanager
+def _held(plan: Plan) -> Iterator[None]:
+    """Hold the folder; if the call fails before any run has begun, such as where no engine answers, it leaves nothing
+    where nothing was."""
+    made, begun = not plan.folder.exists(), True
+    make_folder(plan.folder, exist_ok=True)
+    try:
+        with RunFolder(plan.folder).locked():
+            new = not (plan.folder / REQUEST).exists()
+            try:
+                yield
+            except Exception:
+                begun = not new or bool(plan.all_there())
+                for name in () if begun else (REQUEST, TABLE):
+                    (plan.folder / name).unlink(missing_ok=True)
                 raise
-            reason = " ".join(str(error).split())
-            raise DataError(f"{path} does not say what sweep this is ({reason}); put it back, or remove it") from error
-        if stored["schema_version"] > SCHEMA_VERSION:
-            raise DataError(f"{path} was made by a newer vaentropy; update it with: pip install --upgrade vaentropy")
-        return stored
-
-    def _replaced(self, stored: Mapping[str, Any] | None) -> list[Combination]:
-        """The runs of a sweep that is to be replaced."""
-        if stored is None:
-            return []
-        try:
-            return combinations(RunConfig.from_dict(stored["config"]), stored["vary"], stored["num_seeds"])
-        except UsageError as error:
-            how = "put it back, or remove it and the runs beside it"
-            raise DataError(f"{self.folder / REQUEST} does not say what sweep this is ({error}); {how}") from error
-
-    def begin(self, overwrite: bool) -> None:
-        """Write what is asked for and the table; what is replaced is gone before."""
-        for run in self._replaced(self._stored()) if overwrite else ():
-            remove(RunFolder(self.folder / run.name))
-        request = {"schema_version": SCHEMA_VERSION, **self.request}
-        write_text(self.folder / REQUEST, to_json(request, indent=1) + "\n")
-        self.read()
-
-    def read(self) -> None:
-        """Make the table anew."""
-        self.rows = {run.name: row_of(self.folder, run, self.failures.get(run.name, "")) for run in self.runs}
-        write_csv(self.folder / TABLE, list(self.rows.values()))
-
-    def end(self, run: Combination, failure: Exception | None) -> Mapping[str, Any]:
-        """Put a run that has ended into the table; its row."""
-        reason = "" if failure is None else str(failure)
-        if not reason and not self._appears(run):
-            reason = (
-                f"{self.folder / run.name} is not here after its training; the folder has to be one that all machines "
-                "share: name such a one with --out"
-            )
-        if reason:  # of a run that came to nothing there is no folder that says so
-            self.failures[run.name] = reason
-        self.rows[run.name] = row_of(self.folder, run, reason)
-        write_csv(self.folder / TABLE, list(self.rows.values()))
-        return self.rows[run.name]
-
-    def _appears(self, run: Combination) -> bool:
-        return appears(self.folder, lambda: state_of(self.folder, run) == FINISHED)
+    finally:
+        if made and not begun:
+            with suppress(OSError):
+                (plan.folder / LOCK).unlink(missing_ok=True)
+                plan.folder.rmdir()
 
 
 @contextmanager
-def _interruptible(plan: _Plan, overwrite: bool) -> Iterator[None]:
+def _interruptible(plan: Plan, overwrite: bool) -> Iterator[None]:
     """Have Ctrl-C and SIGTERM end the work that is under way, and say how to go on."""
 
     taken = []
