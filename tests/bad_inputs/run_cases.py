@@ -513,7 +513,8 @@ LOGS = [
 ]
 
 OUTPUTS = [
-    command("out-exists", "encode run --out x.npy", run, "x.npy exists", "--overwrite"),
+    command("out-exists", "encode run --out z.npy", several(run, text("", "z.npy")), "z.npy exists", "--overwrite"),
+    command("out-is-own-data", "encode run --out x.npy --overwrite", run, "x.npy given to write to, but", "is read"),
     command("out-ending", "encode run --out z.txt", run, "z.txt", ".parquet"),
     command("out-no-ending", "sample run --out z", run, "z", ".parquet"),
     command("out-no-folder", "encode run --out there/z.npy", run, "there/z.npy", "no folder there"),
@@ -521,7 +522,7 @@ OUTPUTS = [
     command("out-is-folder", "sample run --out run.npy", several(run, lambda: Path("run.npy").mkdir()), "run.npy"),
     command("out-parts-in-use", "encode run --out full", several(run, text("mine", "full/a.txt")), "full", "a.txt"),
     command("out-parts-of-run", "encode run --out run/ --overwrite", run, "run/ holds", "part-00000.parquet"),
-    command("out-parts-file", "encode run --out x.npy/", run, "x.npy/", "file of that name"),
+    command("out-parts-file", "encode run --out z/", several(run, text("", "z")), "z/", "file of that name"),
     command("out-parts-no-folder", "reconstruct run --out there/z/", run, "there/z/", "no folder there"),
     command("out-parts-partial", "encode run --out z/", several(run, lambda: Path("z.partial").mkdir()), "z.partial"),
     command("out-parts-of-sample", "sample run --out z/", run, "z/", ".parquet"),
