@@ -9,7 +9,7 @@ PARALLEL := -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-gpu slow bench coverage docs lint format clean
+.PHONY: help venv demo test test-gpu test-bench slow bench coverage docs lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -35,8 +35,11 @@ test: $(STAMP) ## run the tests, without the slow ones
 	$(BIN)/python -m pytest $(PARALLEL)
 
 # pytest's exit status 5 says that no test is marked slow, which is no failure.
-slow: $(STAMP) ## run only the tests marked slow
-	$(BIN)/python -m pytest $(PARALLEL) -m slow || test $$? -eq 5
+slow: $(STAMP) ## run only the tests marked slow, without those of the benchmarks
+	$(BIN)/python -m pytest $(PARALLEL) -m slow --ignore=tests/benchmarks || test $$? -eq 5
+
+test-bench: $(STAMP) ## run the slow tests of the benchmarks
+	$(BIN)/python -m pytest $(PARALLEL) -m slow tests/benchmarks
 
 test-gpu: $(STAMP) ## run the tests of a GPU, where there is one
 	VAENTROPY_TEST_GPU=1 $(BIN)/python -m pytest -k "gpu or cuda"

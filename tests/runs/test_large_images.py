@@ -31,7 +31,7 @@ def vaentropy(*arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["full", "bf16"])
+@pytest.mark.parametrize("precision", ["bf16"])
 def test_train_on_a_folder_of_large_images(images, tmp_path, precision):
     run = tmp_path / "run"
     command = ["train", str(images), *OPTIONS.split(), "--precision", precision, "--out", str(run), "--json"]

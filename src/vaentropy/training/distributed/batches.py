@@ -134,7 +134,8 @@ class _Exchange:
         world, num_rows = self._world, end - first
         shares = [share_of(World(rank, world.size), num_rows) for rank in range(world.size)]
         own = shares[world.rank]
-        taken = torch.empty(own.rows.stop - own.rows.start, *self._source.data_shape, dtype=self._source.dtype)
+        shape = (own.rows.stop - own.rows.start, *self._source.data_shape)
+        taken = torch.empty(shape, dtype=self._source.dtype, device="cpu")
         sent, received = [], []
         for window in there:
             owner = window.number % world.size
