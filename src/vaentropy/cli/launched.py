@@ -1,6 +1,7 @@
 """Processes that torchrun has started, as one command: a group of torch.distributed, one voice, one end."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -40,9 +41,20 @@ def launched() -> Iterator[bool]:
         if _speaks(error, rank, store):
             raise
         raise SystemExit(_status(error)) from None
+    else:
+        if rank:
+            _leave()
     finally:
         with suppress(Exception):  # of a group that has lost a process
             dist.destroy_process_group()
+
+
+def _leave() -> None:
+    """End this process, which has nothing left to do: threads of gloo may abort one that ends as usual (SIGABRT)."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(0)
 
 
 def require_alone() -> None:
