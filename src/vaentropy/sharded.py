@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ def in_order(
     """
     waiting: dict[int, Any] = {}
     expected = 0
-    with closing(cast(Any, engine.run(call, tasks, report=report, ahead=ahead))) as answers:
+    with closing(engine.run(call, tasks, report=report, ahead=ahead)) as answers:
         for done in answers:
             if done.failure is not None:
                 raise done.failure

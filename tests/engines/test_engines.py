@@ -14,8 +14,8 @@ import pytest
 
 from vaentropy.engines import Done, Engine, GpuFailed, Here, Lost, Processes, Ray, engine_or_here
 from vaentropy.engines import ray as of_ray
-from vaentropy.engines.engine import no_progress
 from vaentropy.errors import DataError, MissingExtraError, UsageError
+from vaentropy.progress import no_progress
 
 
 @pytest.fixture(scope="module")

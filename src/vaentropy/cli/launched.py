@@ -50,7 +50,7 @@ def launched() -> Iterator[bool]:
 
 
 def _leave() -> None:
-    """End this process, which has nothing left to do: threads of gloo may abort one that ends as usual (SIGABRT)."""
+    """End this process, which has nothing left to do: of those that ended as usual one was seen to abort (SIGABRT)."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()

@@ -5,10 +5,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
-from vaentropy import progress
 from vaentropy.checks import require_instance
 from vaentropy.errors import TrainingError, UsageError, VaentropyError, gpu_failure
-from vaentropy.progress import Report
+from vaentropy.progress import Report, no_progress
 
 __all__ = [
     "Call",
@@ -20,7 +19,6 @@ __all__ = [
     "answer_of",
     "cannot_be_sent",
     "engine_or_here",
-    "no_progress",
     "require_engine",
 ]
 
@@ -30,7 +28,8 @@ Call = Callable[[Any, Report], Any]
 Failure = VaentropyError | OSError
 # How often a task is tried whose worker is lost.
 TRIES = 3
-# What pickle raises of a thing that it cannot take.
+# What pickle raises of a thing that it cannot take, and what to do.
+DEFINE = "define functions and classes in a module, or use one worker"
 UNSENDABLE = (pickle.PicklingError, AttributeError, TypeError)
 
 
@@ -84,9 +83,6 @@ class Done(NamedTuple):
     failure: Failure | None = None
 
 
-no_progress = progress.no_progress
-
-
 def answer_of(call: Call, number: int, task: Any, report: Report) -> Done:
     """Do a task; an error that a user can mend is its answer.
 
@@ -107,8 +103,7 @@ def answer_of(call: Call, number: int, task: Any, report: Report) -> Done:
 def cannot_be_sent(what: str, error: BaseException) -> UsageError:
     """What to say of a thing that pickle does not take."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    how = "define functions and classes in a module, or use one worker"
-    return UsageError(f"{what} cannot be sent to another process ({reason}); {how}")
+    return UsageError(f"{what} cannot be sent to another process ({reason}); {DEFINE}")
 
 
 class Engine(ABC):

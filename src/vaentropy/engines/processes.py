@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from vaentropy.checks import require_count
 from vaentropy.engines.engine import (
+    DEFINE,
     TRIES,
     UNSENDABLE,
     Call,
@@ -24,10 +25,9 @@ from vaentropy.engines.engine import (
     Lost,
     answer_of,
     cannot_be_sent,
-    no_progress,
 )
 from vaentropy.errors import UsageError
-from vaentropy.progress import Report
+from vaentropy.progress import Report, no_progress
 
 __all__ = ["Processes", "available_cores"]
 
@@ -275,8 +275,7 @@ def _serve(line: connection.Connection, threads: int, number: int) -> None:
 def _unknown_here(error: Exception) -> UsageError:
     """What a notebook or an interactive session defines, another process does not find."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    how = "define functions and classes in a module, or use one worker"
-    return UsageError(f"what is to be done is not known to another process ({reason}); {how}")
+    return UsageError(f"what is to be done is not known to another process ({reason}); {DEFINE}")
 
 
 def _settle(threads: int, number: int) -> None:

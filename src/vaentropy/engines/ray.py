@@ -22,11 +22,10 @@ from vaentropy.engines.engine import (
     Lost,
     answer_of,
     cannot_be_sent,
-    no_progress,
 )
 from vaentropy.engines.processes import SECONDS_TO_STOP, available_cores
 from vaentropy.errors import MissingExtraError, UsageError, shown
-from vaentropy.progress import Report
+from vaentropy.progress import Report, no_progress
 
 __all__ = ["Ray"]
 

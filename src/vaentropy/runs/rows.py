@@ -18,7 +18,7 @@ from vaentropy.data import names
 from vaentropy.data.conditioned import given
 from vaentropy.data.scaling import Scaling
 from vaentropy.data.source import Source
-from vaentropy.engines import Engine, Here, require_engine
+from vaentropy.engines import Engine, engine_or_here
 from vaentropy.errors import UsageError
 from vaentropy.model import LatentVariableModel
 from vaentropy.modes import in_mode
@@ -82,11 +82,11 @@ def encode_run(
     columns = [f"mean_{h}" for h in range(config.latent_dim)]
     columns += [f"variance_{h}" for h in range(config.latent_dim)] if variance else []
 
-    require_engine(engine)
+    engine = engine_or_here(engine)
     _require_elsewhere(out, data or moved(config.data, data_folder))
     output = _output(out, (len(columns),), columns, overwrite)
     opened = _open(run, data, data_folder, device, condition)
-    return _write(opened, _Encoded(variance), output, on_batch, engine or Here())
+    return _write(opened, _Encoded(variance), output, on_batch, engine)
 
 
 def reconstruct_run(
@@ -106,11 +106,11 @@ def reconstruct_run(
     Arguments, result and errors are those of `encode_run`; rows have the shape of the data (flattened in tables).
     """
     folder = RunFolder(run)
-    require_engine(engine)
+    engine = engine_or_here(engine)
     _require_elsewhere(out, data or moved(folder.config().data, data_folder))
     output = _output(out, folder.data_shape(), folder.columns(), overwrite)
     opened = _open(run, data, data_folder, device, condition)
-    return _write(opened, _Reconstructed(opened.scaling), output, on_batch, engine or Here())
+    return _write(opened, _Reconstructed(opened.scaling), output, on_batch, engine)
 
 
 def sample_run(
@@ -285,7 +285,7 @@ def _write(
     ahead = RESULTS_PER_WORKER if folder is None else None
     opening = output.opened() if isinstance(output, Parts) else output.opened(num_rows)
     work = _Making(model, rows, folder)
-    if folder is None and isinstance(engine, Here):
+    if folder is None and not engine.elsewhere:
         # Batch by batch: those of large data points are not kept until the shard is done.
         making = (each for _, part in tasks for each in work.batches(part, report))
     else:
